@@ -1,0 +1,1 @@
+"""Baselines FLoRA is measured against, one file each."""

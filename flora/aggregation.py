@@ -1,0 +1,53 @@
+"""Ways to make one global state of what the clients sent, one class each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Aggregator(ABC):
+    """Takes uploads one at a time, so that no more than one need be in memory."""
+
+    name: str
+
+    @abstractmethod
+    def add(self, tensors: dict[str, Tensor], weight: float) -> None:
+        """Take in one client's tensors, which may be kept and changed, with its weight (> 0)."""
+
+    @abstractmethod
+    def result(self) -> dict[str, Tensor]:
+        """Give the new global state; at least one client must have been added."""
+
+
+class WeightedMean(Aggregator):
+    """Mean of each tensor weighted by samples, streaming: FedAvg (arXiv 1602.05629)."""
+
+    name = "weighted_mean"
+
+    def __init__(self) -> None:
+        self._mean: dict[str, Tensor] = {}
+        self._weight = 0.0
+
+    def add(self, tensors: dict[str, Tensor], weight: float) -> None:
+        """Move the running mean towards `tensors` by their share of the weight so far."""
+        if weight <= 0:
+            raise ValueError(f"a client's weight must be positive, not {weight}")
+        self._weight += weight
+        if not self._mean:
+            self._mean = tensors
+            return
+        # Moving by a share of the difference leaves equal tensors exactly as they are; a sum over
+        # weights would not.
+        for name, mean in self._mean.items():
+            mean.lerp_(tensors[name], weight / self._weight)
+
+    def result(self) -> dict[str, Tensor]:
+        """Give the mean."""
+        if not self._mean:
+            raise ValueError("no client was added")
+        return self._mean
+
+
+AGGREGATORS: dict[str, type[Aggregator]] = {cls.name: cls for cls in (WeightedMean,)}

@@ -1,0 +1,118 @@
+"""A client's work as three functions of explicit state: start, step, finish.
+
+All a client has is in its `ClientState`. The tensors in it are the method's own trainable parameters, which
+`start` overwrites with what the server sent: one model serves every client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count, islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flora.features import Batch, Samples
+from flora.method import Method
+from flora.settings import Adam, Training
+
+# An optimiser's tensors (moments, step counts) by "<parameter index>.<name>".
+OptimizerState = dict[str, Tensor]
+
+
+@dataclass
+class ClientState:
+    """A client amid a round.
+
+    Attributes:
+        method: holds the parameters being trained.
+        optimizer: over those parameters, in the order of `method.trainable`.
+        losses: sum over the samples seen of their batch's mean loss; on the device, so that no step waits.
+        seen: samples seen.
+        steps: batches seen.
+    """
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    losses: Tensor
+    seen: int = 0
+    steps: int = 0
+
+
+def start(
+    method: Method, tensors: Mapping[str, Tensor], training: Training, kept: OptimizerState | None
+) -> ClientState:
+    """Load what the server sent, and the optimiser's state where one was kept."""
+    load(method, tensors)
+    optimizer = _optimizer(method, training)
+    if kept:
+        _restore(optimizer, kept)
+    return ClientState(method, optimizer, torch.zeros((), device=method.clip.logit_scale.device))
+
+
+def step(state: ClientState, batch: Batch) -> ClientState:
+    """Take one optimiser step on `batch`."""
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = state.method(batch)
+    loss.backward()
+    state.optimizer.step()
+    size = len(batch.labels)
+    state.losses += loss.detach() * size
+    state.seen += size
+    state.steps += 1
+    return state
+
+
+def finish(state: ClientState) -> dict[str, Tensor]:
+    """Give the trained tensors, as views of the method's own; the gradients are let go."""
+    state.optimizer.zero_grad(set_to_none=True)
+    return {name: parameter.detach() for name, parameter in state.method.trainable.items()}
+
+
+def load(method: Method, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite the method's trainable parameters with `tensors` of the same names."""
+    with torch.no_grad():
+        for name, parameter in method.trainable.items():
+            parameter.copy_(tensors[name])
+
+
+def optimizer_state(state: ClientState) -> OptimizerState:
+    """Take the optimiser's tensors, to be kept until the client's next round."""
+    by_parameter = state.optimizer.state_dict()["state"]
+    return {f"{index}.{name}": x for index, entry in by_parameter.items() for name, x in entry.items()}
+
+
+def batches(samples: Samples, indices: Tensor, training: Training, seed: tuple[int, ...]) -> Iterator[Batch]:
+    """Draw the batches of one client's round.
+
+    Args:
+        samples: where from.
+        indices: (n,) the client's samples.
+        training: epochs or steps, batch size.
+        seed: of this client in this round; a round can be repeated without those before it.
+    """
+    stream = np.random.default_rng(seed)
+    shuffled = (indices[torch.from_numpy(stream.permutation(len(indices)))] for _ in count())
+    passes = islice(shuffled, training.local_epochs if training.local_steps is None else None)
+    drawn = (chosen for samples_of_pass in passes for chosen in samples_of_pass.split(training.batch_size))
+    for chosen in islice(drawn, training.local_steps):
+        yield samples.batch(chosen)
+
+
+def _optimizer(method: Method, training: Training) -> torch.optim.Optimizer:
+    settings, parameters = training.optimizer, list(method.trainable.values())
+    values = settings.model_dump(exclude={"name", "state"})
+    if isinstance(settings, Adam):
+        kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+        return kind(parameters, **values)
+    return torch.optim.SGD(parameters, **values)
+
+
+def _restore(optimizer: torch.optim.Optimizer, kept: OptimizerState) -> None:
+    by_parameter: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in kept.items():
+        index, name = key.split(".", 1)
+        by_parameter.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": by_parameter})

@@ -1,0 +1,113 @@
+"""The rounds of federated averaging (arXiv 1602.05629): sample, send, train, receive, aggregate, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flora import client, payload
+from flora.events import Events, Refusal, RoundRecord
+from flora.features import Samples
+from flora.method import Method
+from flora.payload import PayloadError
+from flora.runners import Runner
+
+EVALUATION_BATCH = 256
+
+
+@dataclass
+class Federation:
+    """A server and its clients around one method.
+
+    Attributes:
+        method: the model; holds the global state whenever a round record is yielded.
+        runner: carries out the clients' work.
+        test: what every round is evaluated on.
+        clients: how many there are.
+        participation: share of them in each round, in (0, 1]; at least one takes part.
+        participation_seed: seed of who does.
+        events: whom to tell.
+        state: the global state, the server's own copy.
+    """
+
+    method: Method
+    runner: Runner
+    test: Samples
+    clients: int
+    participation: float = 1.0
+    participation_seed: int = 0
+    events: Events = field(default_factory=Events)
+    state: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state = {name: p.detach().to("cpu", copy=True) for name, p in self.method.trainable.items()}
+
+    def rounds(self, count: int) -> Iterator[RoundRecord]:
+        """Yield round 0, the untrained method's evaluation, and then `count` rounds of training.
+
+        A method with nothing to train stops after round 0.
+        """
+        yield self._close(RoundRecord(0, self._evaluate(0)))
+        for number in range(1, count + 1 if self.state else 1):
+            yield self._round(number)
+
+    def participants(self, number: int) -> Sequence[int]:
+        """Say who takes part in round `number`, in ascending order; the same whenever asked."""
+        size = max(1, round(self.participation * self.clients))
+        stream = np.random.default_rng([self.participation_seed, number])
+        return sorted(stream.choice(self.clients, size, replace=False).tolist())
+
+    def _round(self, number: int) -> RoundRecord:
+        chosen = self.participants(number)
+        with self.events.phase("send", number):
+            broadcast = payload.encode(self.state)
+        aggregator, accepted, refused = self.method.aggregator(), [], []
+        seen = 0
+        for upload in self.runner.run(number, chosen, broadcast, self.events):
+            seen += upload.seen
+            try:
+                with self.events.phase("receive", number, upload.client):
+                    tensors = payload.decode(upload.payload, like=self.state)
+            except PayloadError as error:
+                refused.append(Refusal(upload.client, str(error)))
+                continue
+            with self.events.phase("aggregate", number, upload.client):
+                aggregator.add(tensors, upload.samples)
+            accepted.append((upload.loss, upload.samples))
+        with self.events.phase("aggregate", number):
+            if accepted:  # with every upload refused, the global state stays as it was
+                self.state = aggregator.result()
+            client.load(self.method, self.state)
+        accuracy = self._evaluate(number)
+        return self._close(
+            RoundRecord(number, accuracy, _mean(accepted), tuple(chosen), tuple(refused), seen)
+        )
+
+    def _evaluate(self, number: int) -> float:
+        with self.events.phase("evaluate", number):
+            return evaluate(self.method, self.test)
+
+    def _close(self, record: RoundRecord) -> RoundRecord:
+        self.events.round(record)
+        return record
+
+
+def _mean(losses: Sequence[tuple[float, int]]) -> float | None:
+    """Mean of (loss, samples) pairs weighted by samples, None of none."""
+    samples = sum(weight for _, weight in losses)
+    return sum(loss * weight for loss, weight in losses) / samples if samples else None
+
+
+def evaluate(method: Method, samples: Samples) -> float:
+    """Measure top-1 accuracy on `samples`, in [0, 1]."""
+    with torch.inference_mode():
+        classifier = method.classifier()
+        correct = sum(
+            (method.logits(batch, classifier).argmax(dim=-1) == batch.labels).sum()
+            for batch in samples.batches(EVALUATION_BATCH)
+        )
+    return int(correct) / len(samples)

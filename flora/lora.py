@@ -1,0 +1,74 @@
+"""FLoRA: low-rank adapters in a frozen CLIP, averaged across clients (arXiv 2404.15182).
+
+The adapters are PEFT's. FLoRA computes `W x + alpha * B A x` without dividing by the rank, which in PEFT's
+terms is `lora_alpha = alpha * rank`; A starts from N(0, 1 / rank), B from zero. A and B are averaged apart.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from pydantic import AfterValidator, Field
+from torch import nn
+
+from flora.clip import PLACES
+from flora.errors import nearest
+from flora.method import MatchingOptions, Method, register
+
+
+def _check_place(place: str) -> str:
+    if place not in PLACES:
+        raise ValueError(f"{place!r} is no place in a CLIP{nearest(place, PLACES)}")
+    return place
+
+
+class FLoRAOptions(MatchingOptions):
+    """The defaults are the paper's: rank 2, alpha 32, on the output projection of every text layer.
+
+    Attributes:
+        rank: rank of each update.
+        alpha: factor on each update, not divided by the rank.
+        places: which layers are adapted, of `flora.clip.PLACES`.
+    """
+
+    name: Literal["flora"] = "flora"
+    rank: int = Field(2, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    places: tuple[Annotated[str, AfterValidator(_check_place)], ...] = Field(("text.out",), min_length=1)
+
+
+@register("flora")
+class FLoRA(Method):
+    """LoRA on the layers at the chosen places."""
+
+    Options = FLoRAOptions
+    options: FLoRAOptions
+
+    def peft_config(self) -> LoraConfig:
+        """Say in PEFT's terms which layers are adapted, and how."""
+        layers = [layer for place in self.options.places for layer in self.clip.layers_at(place)]
+        rank = self.options.rank
+        return LoraConfig(r=rank, lora_alpha=self.options.alpha * rank, target_modules=layers)
+
+    def prepare(self, generator: torch.Generator) -> None:
+        """Inject the adapters and draw their initial values."""
+        # PEFT fills new adapters from the global stream; keep it untouched, ours overwrite them below
+        with torch.random.fork_rng():
+            inject_adapter_in_model(self.peft_config(), self.clip)
+        for layer in self._adapted():
+            down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            # drawn in float32 on the CPU: the same start on every device and in every precision
+            start = torch.randn(down.shape, generator=generator) / self.options.rank**0.5
+            with torch.no_grad():
+                down.copy_(start)
+                nn.init.zeros_(up)
+
+    def closed_form(self) -> int:
+        """Sum rank x (width in + width out) over the adapted layers."""
+        return sum(self.options.rank * (x.in_features + x.out_features) for x in self._adapted())
+
+    def _adapted(self) -> list[LoraLayer]:
+        return [module for module in self.clip.modules() if isinstance(module, LoraLayer)]

@@ -1,0 +1,75 @@
+"""How clients train: plain, validated values, free of torch so that a command line can read them fast."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown fields are refused, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Options(Settings):
+    """Base of every method's options; a method narrows `name` to its own."""
+
+    name: str
+
+
+class Adam(Settings):
+    """Adam with L2 regularisation, or AdamW. The defaults are FLoRA's (arXiv 2404.15182, published code)."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    lr: float = Field(5e-5, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.2, ge=0)
+    state: Literal["keep", "reset"] = "keep"
+
+
+class SGD(Settings):
+    """Stochastic gradient descent, with momentum if asked for."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(1e-2, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    state: Literal["keep", "reset"] = "reset"
+
+
+def _with_name(value: object) -> object:
+    """Let a bare name stand for that optimiser, and a mapping without a name for Adam."""
+    if isinstance(value, str):
+        return {"name": value}
+    return {"name": "adam", **value} if isinstance(value, dict) else value
+
+
+Optimizer = Annotated[Adam | SGD, Field(discriminator="name"), BeforeValidator(_with_name)]
+
+
+class Training(Settings):
+    """What a client does in a round.
+
+    Attributes:
+        local_epochs: passes over the client's samples.
+        local_steps: if set, that many batches instead, starting over as often as needed.
+        batch_size: samples a step; the last batch of a pass may be smaller.
+        optimizer: its kind and values; `state: keep` carries its moments from round to round.
+    """
+
+    local_epochs: int = Field(1, ge=1)
+    local_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(128, ge=1)
+    optimizer: Optimizer = Adam()
+
+
+class Seeds(Settings):
+    """One seed for each of the four random streams."""
+
+    split: int = Field(0, ge=0)
+    participation: int = Field(0, ge=0)
+    init: int = Field(0, ge=0)
+    order: int = Field(0, ge=0)
