@@ -1,0 +1,20 @@
+"""How many floating-point operations training takes, by torch's own counter."""
+
+from __future__ import annotations
+
+from flora.features import Batch
+from flora.method import Method
+
+
+def step_flops(method: Method, batch: Batch) -> int:
+    """Count one forward and backward pass over `batch`; nothing is changed but the gradients, which are cleared.
+
+    The counter knows matrix products, convolutions and attention, which is where the operations are; a
+    multiplication and an addition count as two.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        method(batch).backward()
+    method.zero_grad(set_to_none=True)
+    return int(counter.get_total_flops())

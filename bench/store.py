@@ -1,0 +1,390 @@
+"""Results on disk: one `run.json` a run, written whole or not at all, read back as tidy tables.
+
+The layout is `DIR/<task>/<method>/<hash>/run.json`. Nothing is pickled, so a result from anywhere can be
+read without running anything in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flora.errors import BadInput
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA = 1
+"""Version of `run.json`; it rises whenever a reader of the last version would misread a field."""
+
+ROUND_WORK = ("send", "train", "receive", "aggregate")
+"""Phases that `cumulative_seconds` adds up: what a federation has to do, evaluation left out."""
+
+_LAYOUT = "*/*/*/run.json"
+_KEYS = ("task", "model", "method", "split", "shots", "seed")
+_NAMED = ("method", "split", "model")
+
+
+class _Record(BaseModel):
+    """A part of `run.json`: the fields that readers rely on, and any others."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Named(_Record):
+    name: str
+
+
+class _Split(_Named):
+    shots: int | None = None
+
+
+class _Seeds(_Record):
+    split: int
+    participation: int
+    init: int
+    order: int
+
+
+class _Config(_Record):
+    task: str
+    method: _Named
+    model: str | _Named = ""
+    split: str | _Split = ""
+    seed: int | _Seeds = 0
+
+
+class _Round(_Record):
+    round: int
+    accuracy: float | None
+    loss: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: dict[str, float | None] = {}
+    peak_memory_bytes: dict[str, int | None] = {}
+
+
+class _Run(_Record):
+    version: int = Field(alias="schema", ge=1)
+    status: str
+    config: _Config
+    config_hash: str
+    summary: dict[str, Any]
+    rounds: list[_Round]
+    split: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    invariants: dict[str, Any] = {}
+
+
+def run_path(results_dir: Path | str, config: dict[str, Any], config_hash: str) -> Path:
+    """Return where the run of `config` is kept: `results_dir/<task>/<method>/<hash>/run.json`.
+
+    Args:
+        results_dir: where results are kept.
+        config: the resolved configuration; `task` and `method.name` are read.
+        config_hash: hash of its content, which alone makes the path unique.
+    """
+    folders = _file_name(config["task"]), _file_name(config["method"]["name"]), config_hash
+    return Path(results_dir).joinpath(*folders, "run.json")
+
+
+def _file_name(name: str) -> str:
+    """Make `name` safe on every file system; of a path after "kind:" only the last part is kept."""
+    kind, colon, rest = name.partition(":")
+    last = re.split(r"[/\\]", rest.rstrip("/\\"))[-1]
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", f"{kind}-{last}" if colon else kind)
+    return re.sub(r"^\.", "_", safe)[:100]
+
+
+def save_run(path: Path | str, result: dict[str, Any]) -> None:
+    """Write `result` so that `path` holds either what it held before or all of it, whatever happens.
+
+    NaN and infinities have no place in JSON and become null. `schema` is added if it is not there.
+
+    Args:
+        path: the file, as `run_path` gives it; its folders are made.
+        result: the fields of `run.json`; plain values and numpy scalars.
+
+    Raises:
+        TypeError: if it holds anything else, such as a tensor or an array.
+        ValueError: if `load_run` would refuse it.
+        OSError: if it cannot be written.
+    """
+    plain = _plain({"schema": SCHEMA, **result}, "result")
+    _Run.model_validate(plain)
+    text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` that takes its place at the end, or is gone if anything fails."""
+    # not tempfile: its files are readable by their owner alone, and results are shared
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the new name itself survive a power cut, where folders can be flushed (not on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return `value` as JSON knows it: numpy scalars unwrapped, tuples as lists, not finite as None."""
+    import numpy as np
+
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    raise TypeError(f"{where} cannot be kept as JSON: {type(value).__name__} {str(value)[:60]!r}")
+
+
+def load_run(path: Path | str) -> dict[str, Any]:
+    """Read a result back.
+
+    Returns:
+        the fields of `run.json`, unknown ones included.
+
+    Raises:
+        BadInput: if the file cannot be read, is cut short, is of a newer schema or lacks a field.
+    """
+    again = "delete it and run its cell again"
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: damaged or cut short ({error}); {again}") from error
+    if not isinstance(result, dict):
+        raise BadInput(f"{path}: holds a {type(result).__name__} and no result; {again}")
+    schema = result.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise BadInput(f"{path}: has schema {schema}, this suite reads up to {SCHEMA}; update flora-bench")
+    try:
+        _Run.model_validate(result)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{path}: no whole result, {field}: {first['msg']}; {again}") from error
+    return result
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def stored(path: Path | str) -> dict[str, Any] | None:
+    """Return the result at `path`, None if there is none.
+
+    Raises:
+        BadInput: as `load_run`.
+    """
+    return load_run(path) if Path(path).exists() else None
+
+
+def check_writable(results_dir: Path | str) -> None:
+    """Make `results_dir` if need be, and find out before hours of work whether it takes files.
+
+    Raises:
+        BadInput: if it does not.
+    """
+    try:
+        Path(results_dir).mkdir(parents=True, exist_ok=True)
+        # permissions say little to root or on a read-only file system, so a file is tried
+        with tempfile.NamedTemporaryFile(dir=results_dir, prefix=".writable-") as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise BadInput(
+            f"results: cannot write to {str(results_dir)!r} ({error.strerror}); choose another folder"
+        ) from error
+
+
+def load_results(results: Path | str | Sequence[Path]) -> DataFrame:
+    """Read results into one table.
+
+    Args:
+        results: a folder laid out as `<task>/<method>/<hash>/run.json`, all of which are read; or the
+            paths of such files.
+
+    Returns:
+        one row a run, sorted by task, method, split, shots, seed and hash. Columns: `task, model, method,
+        split, shots` (nullable Int64), `seed` (int, or the four joined as "split-participation-init-order"
+        where they differ), `status, config_hash, path`; every other option by its dotted path, such as
+        `clients` or `method.rank`; every field of `summary` by its name; `split.fingerprint`,
+        `split.label_skew`, `environment.*`. What a run lacks is missing (NaN or None) in its row.
+
+    Raises:
+        BadInput: if there is none, or one of them is damaged.
+    """
+    import pandas as pd
+
+    runs = _read_all(results)
+    frame = pd.json_normalize([_tidy(path, run) for path, run in runs])
+    for name in dict.fromkeys(name for _, run in runs for name in run["summary"]):
+        if frame[name].isna().all():
+            frame[name] = frame[name].astype(float)
+    return _with_integer_shots(frame)
+
+
+def load_rounds(results_dir: Path | str) -> DataFrame:
+    """Read the rounds of all results below a folder into one table.
+
+    Args:
+        results_dir: a folder laid out as `<task>/<method>/<hash>/run.json`.
+
+    Returns:
+        one row a run and round, in the order of `load_results`. Columns: `task, model, method, split,
+        shots, seed, config_hash, round, accuracy, loss, bytes_up, bytes_down`; `cumulative_bytes` (both
+        ways) and `cumulative_seconds` (send + train + receive + aggregate), this round included;
+        `seconds.<phase>` and `peak_memory_bytes.<phase>`.
+
+    Raises:
+        BadInput: if there is none, or one of them is damaged.
+    """
+    import pandas as pd
+
+    rows = [row for _, run in _read_all(results_dir) for row in _round_rows(run)]
+    frame = pd.json_normalize(rows)
+    return _with_integer_shots(frame.astype({name: float for name in ("accuracy", "loss") if name in frame}))
+
+
+def _with_integer_shots(frame: DataFrame) -> DataFrame:
+    import pandas as pd
+
+    if "shots" in frame:  # a table of no rows has no columns either
+        frame["shots"] = pd.array(
+            [None if pd.isna(value) else int(value) for value in frame["shots"]], dtype="Int64"
+        )
+    return frame
+
+
+def _read_all(results: Path | str | Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """Read results, in the order of the tables."""
+    paths = Path(results).glob(_LAYOUT) if isinstance(results, Path | str) else results
+    runs = [(path, load_run(path)) for path in paths]
+    if not runs:
+        missing = "holds no <task>/<method>/<hash>/run.json" if Path(str(results)).is_dir() else "is no folder"
+        raise BadInput(f"results: {str(results)!r} {missing}; make some with `flora-bench run`")
+    return sorted(runs, key=lambda item: (_order(item[1]), str(item[0])))
+
+
+def _order(run: dict[str, Any]) -> tuple[Any, ...]:
+    keys = _keys(run["config"])
+    shots = -1 if keys["shots"] is None else keys["shots"]
+    seed = keys["seed"]
+    # joined seeds come after plain ones, with which they cannot be compared
+    seed_order = (1, 0, seed) if isinstance(seed, str) else (0, seed, "")
+    return keys["task"], keys["method"], keys["split"], shots, seed_order, run["config_hash"]
+
+
+def _keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what identifies a run to a reader: the names of its parts, its shots and its seed."""
+    split = config.get("split", "")
+    shots = split.get("shots") if isinstance(split, dict) else None
+    named = {"task": config["task"], "shots": shots, "seed": _seed(config.get("seed", 0))}
+    named |= {part: _name(config.get(part, "")) for part in _NAMED}
+    return {key: named[key] for key in _KEYS}
+
+
+def _name(part: str | dict[str, Any]) -> str:
+    return str(part.get("name", "")) if isinstance(part, dict) else part
+
+
+def _seed(seed: int | dict[str, int]) -> int | str:
+    """Return the one seed of all four random streams, or the four joined by hyphens."""
+    if isinstance(seed, int):
+        return seed
+    seeds = [seed[stream] for stream in _Seeds.model_fields]
+    return seeds[0] if len(set(seeds)) == 1 else "-".join(map(str, seeds))
+
+
+def _tidy(path: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a run, its dictionaries still nested."""
+    config = run["config"]
+    options = {key: value for key, value in config.items() if key not in (*_KEYS, "split")}
+    # of a part with a name the other fields are its options
+    parts = {part: config[part] for part in _NAMED if isinstance(config.get(part), dict)}
+    dotted = {
+        f"{part}.{option}": _hashable(value)
+        for part, options_of_part in parts.items()
+        for option, value in options_of_part.items()
+        if option != "name" and (part, option) != ("split", "shots")
+    }
+    split = {f"split.{field}": run.get("split", {}).get(field) for field in ("fingerprint", "label_skew")}
+    return {
+        **_keys(config),
+        "status": run["status"],
+        "config_hash": run["config_hash"],
+        "path": str(path),
+        **_hashable(options),
+        **dotted,
+        **run["summary"],
+        **split,
+        "environment": run.get("environment", {}),
+    }
+
+
+def _hashable(value: Any) -> Any:
+    """Return `value` with its lists as tuples, which a table can group by."""
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return {key: _hashable(item) for key, item in value.items()}
+    return value
+
+
+def _round_rows(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    keys = {**_keys(run["config"]), "config_hash": run["config_hash"]}
+    total_bytes, total_seconds = 0, 0.0
+    for record in run["rounds"]:
+        up, down = record.get("bytes_up", 0), record.get("bytes_down", 0)
+        seconds = record.get("seconds", {})
+        total_bytes += up + down
+        total_seconds += sum(seconds.get(phase) or 0.0 for phase in ROUND_WORK)
+        yield {
+            **keys,
+            "round": record["round"],
+            "accuracy": record["accuracy"],
+            "loss": record.get("loss"),
+            "bytes_up": up,
+            "bytes_down": down,
+            "cumulative_bytes": total_bytes,
+            "cumulative_seconds": total_seconds,
+            "seconds": seconds,
+            "peak_memory_bytes": record.get("peak_memory_bytes", {}),
+        }
