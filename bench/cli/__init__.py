@@ -1,0 +1,36 @@
+"""The command line: one module a command, each importing what is heavy only when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from bench.cli import list_, pretrain, report, run
+from flora.errors import BadInput
+
+app = typer.Typer(
+    name="flora-bench",
+    help="Measure federated, parameter-efficient fine-tuning of vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("list")(list_.list_)
+app.command("report")(report.report)
+app.command("pretrain")(pretrain.pretrain)
+
+
+def main() -> None:
+    """Run the command line; bad input is one line and exit code 2."""
+    try:
+        app()
+    except BadInput as error:
+        sys.exit(_complain(str(error)))
+
+
+def _complain(message: str) -> int:
+    typer.echo(f"flora-bench: {message}", err=True)
+    return 2

@@ -1,0 +1,26 @@
+"""`flora-bench pretrain`: rebuild the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def pretrain(
+    model: Annotated[Literal["tiny"], typer.Argument(help="Which embedded model.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for its files; the installed package's own if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of data and training.")] = 0,
+) -> None:
+    """Pretrain an embedded model anew, from rendered characters alone."""
+    from bench import tiny
+    from bench.pretrain import pretrain_tiny
+
+    folder = out or tiny.FOLDER
+    figures = pretrain_tiny(folder, seed=seed)
+    for name, value in figures.items():
+        typer.echo(f"{name}: {value:.3f}")
+    typer.echo(f"written to {folder}")

@@ -1,0 +1,127 @@
+"""How a matrix gets on: a live line on a terminal, a plain line a cell elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from statistics import fmean
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from bench.config import RunConfig, label
+from bench.execute import Outcome, Watcher
+from flora.events import Phase, RoundRecord
+
+@contextmanager
+def progress(stream: TextIO) -> Iterator[Watcher]:
+    """Give a watcher that writes to `stream`, as suits it, for the time of a `with`."""
+    console = Console(file=stream)
+    if not console.is_terminal:
+        yield PlainProgress(console)
+        return
+    bar = Progress(
+        BarColumn(), TextColumn("{task.completed}/{task.total} cells"), TextColumn("{task.description}"),
+        console=console, transient=True,
+    )  # fmt: skip
+    with bar:
+        yield LiveProgress(bar)
+
+
+class TimeLeft:
+    """Foretells how long the cells left will take, from those of the same method that have run."""
+
+    def __init__(self, left: Sequence[RunConfig]) -> None:
+        self._left = [config.method.name for config in left]
+        self._seconds: dict[str, list[float]] = {}
+
+    def cell_took(self, seconds: float) -> None:
+        """Take note of the cell that was first among those left."""
+        self._seconds.setdefault(self._left.pop(0), []).append(seconds)
+
+    def __str__(self) -> str:
+        if not self._seconds:
+            return "time left unknown"
+        mean = {method: fmean(seconds) for method, seconds in self._seconds.items()}
+        elsewhere = fmean(mean.values())
+        left = sum(mean.get(method, elsewhere) for method in self._left)
+        return f"about {timedelta(seconds=round(left))} left"
+
+
+class PlainProgress(Watcher):
+    """One line when the matrix starts and one for each cell that ends."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def matrix_started(self, cells: Sequence[RunConfig], left: Sequence[RunConfig]) -> None:
+        """Say how many cells there are, and how many of them have a result."""
+        self.total, self.done = len(left), 0
+        self.time_left = TimeLeft(left)
+        kept = f", {len(cells) - len(left)} kept from before" if len(left) < len(cells) else ""
+        self._write(f"{len(cells)} cells{kept}")
+
+    def cell_started(self, config: RunConfig) -> None:
+        """Start the cell's clock."""
+        self.started = time.monotonic()
+
+    def cell_ended(self, outcome: Outcome) -> None:
+        """Say what the cell came to."""
+        seconds = time.monotonic() - self.started
+        self.time_left.cell_took(seconds)
+        self.done += 1
+        left = f", {self.time_left}" if self.done < self.total else ""
+        self._write(
+            f"[{self.done}/{self.total}] {label(outcome.config)}: {_came_to(outcome)} ({seconds:.1f} s{left})"
+        )
+
+    def _write(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveProgress(PlainProgress):
+    """A bar with what is running, its round and accuracy, and the time left."""
+
+    def __init__(self, bar: Progress) -> None:
+        super().__init__(bar.console)
+        self.bar = bar
+        self.task = TaskID(0)
+
+    def matrix_started(self, cells: Sequence[RunConfig], left: Sequence[RunConfig]) -> None:
+        """Set the bar up."""
+        super().matrix_started(cells, left)
+        if left:
+            self.task = self.bar.add_task("loading libraries", total=len(left))
+
+    def cell_started(self, config: RunConfig) -> None:
+        """Name the cell."""
+        super().cell_started(config)
+        self.name = label(config)
+        self._describe("starting")
+
+    def phase_started(self, phase: Phase) -> None:
+        """Name what is done before the first round."""
+        if phase.round is None:
+            self._describe(phase.name.replace("_", "-"))
+
+    def round_ended(self, record: RoundRecord) -> None:
+        """Show the round and its accuracy."""
+        self._describe(f"round {record.round}, accuracy {record.accuracy:.1%}")
+
+    def cell_ended(self, outcome: Outcome) -> None:
+        """Move the bar on."""
+        super().cell_ended(outcome)
+        self.bar.advance(self.task)
+
+    def _describe(self, what: str) -> None:
+        self.bar.update(self.task, description=f"{self.name}: {what} · {self.time_left}")
+
+
+def _came_to(outcome: Outcome) -> str:
+    if outcome.reason:
+        return f"{outcome.status}: {outcome.reason}"
+    summary = outcome.summary
+    return f"accuracy {summary['accuracy']:.1%}, zero-shot {summary['zero_shot_accuracy']:.1%}"

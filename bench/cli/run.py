@@ -1,0 +1,63 @@
+"""`flora-bench run`: a matrix of runs, with its progress and a table at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bench.execute import Outcome
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def run(
+    source: Annotated[
+        str, typer.Argument(metavar="PRESET|FILE", help="A preset's name or a YAML file.")
+    ] = "quick",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field in every cell; may be repeated."),
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Folder the results are kept in.")] = Path("results"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run cells that have a result, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what became of each cell as JSON.")] = False,
+) -> None:
+    """Run the cells that have no result yet, and print a table of all of them."""
+    from bench.cli.progress import progress
+    from bench.execute import run_matrix
+    from bench.matrix import Matrix
+
+    cells = Matrix.read(source, overrides or []).cells()
+    outcomes: list[Outcome] = []
+    try:
+        with progress(sys.stderr) as watcher:
+            for outcome in run_matrix(cells, results, fresh, watcher):
+                outcomes.append(outcome)
+    except KeyboardInterrupt:
+        finished = sum(outcome.status in ("ran", "kept") for outcome in outcomes)
+        typer.echo(
+            f"interrupted: {finished} of {len(cells)} cells are kept in {results}; "
+            "give the same command again to go on",
+            err=True,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _print(outcomes, as_json)
+    raise typer.Exit(_exit_code(outcomes))
+
+
+def _exit_code(outcomes: Sequence[Outcome]) -> int:
+    statuses = {outcome.status for outcome in outcomes}
+    if "refused" in statuses:
+        return EXIT_BAD_INPUT
+    return EXIT_FAILED if "failed" in statuses else 0
+
+
+def _print(outcomes: Sequence[Outcome], as_json: bool) -> None:
+    from bench.cli.summary import print_json, print_tables
+
+    (print_json if as_json else print_tables)(outcomes)

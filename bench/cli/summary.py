@@ -1,0 +1,70 @@
+"""What a matrix came to, on the terminal or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from bench.config import label
+from bench.execute import Outcome
+from bench.report.tables import BELOW, Cell, Table, accuracy_table, cells_of, cost_table
+from bench.store import load_results
+
+
+def print_json(outcomes: Sequence[Outcome]) -> None:
+    """Print a list with what became of each cell."""
+    records = [
+        {
+            "cell": label(outcome.config),
+            "config_hash": outcome.config.hash,
+            "status": outcome.status,
+            "path": str(outcome.path),
+            "reason": outcome.reason or None,
+            "summary": outcome.summary or None,
+        }
+        for outcome in outcomes
+    ]
+    typer.echo(json.dumps(records, indent=1))
+
+
+def print_tables(outcomes: Sequence[Outcome]) -> None:
+    """Print tables of the cells that have a result, and what went wrong with the rest."""
+    paths = [outcome.path for outcome in outcomes if outcome.summary]
+    if paths:
+        _print_results(paths)
+    for outcome in outcomes:
+        if outcome.reason:
+            typer.echo(f"flora-bench: {label(outcome.config)} {outcome.status}: {outcome.reason}", err=True)
+
+
+def _print_results(paths: Sequence[Path]) -> None:
+    console = Console()
+    for (task, model), runs in load_results(paths).groupby(["task", "model"]):
+        console.rule(f"{task} · {model}", align="left", style="dim")
+        _print(console, accuracy_table(runs))
+        _print(console, cost_table(cells_of(runs)[0]))
+
+
+def _print(console: Console, table: Table) -> None:
+    """Set a report's table in the terminal, its groups of columns named in each heading."""
+    shown = RichTable(box=box.SIMPLE, caption=table.caption, caption_justify="left")
+    first, *headings = table.headings
+    shown.add_column(first)
+    for heading in headings:
+        shown.add_column(heading, justify="right")
+    for name, cells in table.rows:
+        shown.add_row(name, *map(_cell, cells))
+    console.print(shown)
+
+
+def _cell(cell: Cell) -> Text:
+    note = f" ({cell.note})" if cell.note else ""
+    below = f" {BELOW}" if cell.below else ""
+    return Text(f"{cell.text}{note}{below}", style="bold" if cell.best else "")

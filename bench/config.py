@@ -1,0 +1,189 @@
+"""Everything a run depends on, validated: `RunConfig`. Each error is one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
+
+from bench.catalogue import load_method
+from bench.splits import SPLITS, SplitConfig
+from flora.errors import BadInput, nearest
+from flora.settings import SGD, Adam, Options, Seeds, Settings, Training
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+_SHOULD = re.compile(r"^Input should")
+
+
+class Model(Settings):
+    """Which CLIP, and in which precision.
+
+    Attributes:
+        name: `tiny` (embedded), or `ARCHITECTURE:random` (any open_clip architecture, seeded random weights).
+        dtype: precision of weights and arithmetic.
+    """
+
+    name: str = "tiny"
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+class Data(Settings):
+    """Where the data lies and how much of it is used.
+
+    Attributes:
+        root: folder of data sets; a relative `folder:PATH` starts there.
+        max_train, max_test: at most so many images, drawn evenly over the classes by the split's seed.
+    """
+
+    root: str | None = None
+    max_train: int | None = Field(None, ge=1)
+    max_test: int | None = Field(None, ge=1)
+
+
+def _named(value: object) -> object:
+    """Let a bare name stand for a section that has nothing else set."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _method_options(value: object) -> object:
+    """Read a method's options by the class the method itself declares for them."""
+    if not isinstance(value, dict):
+        return value
+    if not isinstance(name := value.get("name"), str):
+        raise BadInput(f"method.name: {name!r} is no method's name")
+    try:
+        return load_method(name).Options.model_validate(value)
+    except ValidationError as error:
+        raise BadInput(explain(error, "method", value)) from error
+
+
+def _same_seed(value: object) -> object:
+    """Let one number seed all four streams."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return dict.fromkeys(Seeds.model_fields, value)
+    return value
+
+
+class RunConfig(Training):
+    """One run. Field by field as documented in the README; a training's fields are among them."""
+
+    task: str = "digits"
+    model: Annotated[Model, BeforeValidator(_named)] = Model()
+    method: Annotated[SerializeAsAny[Options], BeforeValidator(_method_options), BeforeValidator(_named)] = (
+        Field("flora", validate_default=True)
+    )
+    split: SplitConfig = Field("iid", validate_default=True)
+    clients: int = Field(10, ge=1)
+    participation: float = Field(1.0, gt=0, le=1)
+    rounds: int = Field(10, ge=0)
+    seed: Annotated[Seeds, BeforeValidator(_same_seed)] = Seeds()
+    data: Data = Data()
+    acceleration: Literal["exact", "none"] = "exact"
+    engine: Literal["local"] = "local"
+    device: str = Field("auto", validate_default=True)
+
+    @field_validator("task")
+    @classmethod
+    def _whole_path(cls, task: str) -> str:
+        """Make a folder's path independent of where the command was given."""
+        name, _, path = task.partition(":")
+        return f"{name}:{Path(path).expanduser()}" if name == "folder" and path else task
+
+    @field_validator("device")
+    @classmethod
+    def _present(cls, device: str) -> str:
+        """Resolve `auto`, and refuse a GPU that is not there."""
+        from bench.device import resolve
+
+        return resolve(device)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Validate `values`.
+
+        Raises:
+            BadInput: naming the first field that is wrong, its value, and what would be right.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise BadInput(explain(error)) from error
+
+    @property
+    def training(self) -> Training:
+        """What a client does in a round."""
+        return Training(**{name: getattr(self, name) for name in Training.model_fields})
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits over everything that can change the numbers, and nothing that cannot."""
+        resolved = self.model_dump(mode="json")
+        del resolved["data"]["root"]
+        resolved["device"] = resolved["device"].partition(":")[0]
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def label(config: RunConfig) -> str:
+    """Name a run as people speak of it: task, method, split, shots, seed."""
+    fields = config.model_dump()
+    shots = f" {fields['split']['shots']}-shot" if fields["split"]["shots"] else ""
+    seeds = fields["seed"].values()
+    seed = f"seed {fields['seed']['split']}" if len(set(seeds)) == 1 else f"seeds {'-'.join(map(str, seeds))}"
+    return f"{config.task} · {fields['method']['name']} · {fields['split']['name']}{shots} · {seed}"
+
+
+def field_models(section: str, value: Any = None) -> Sequence[Any]:
+    """Give the models that say which fields a section of the configuration has.
+
+    Args:
+        section: a field of `RunConfig`; empty for `RunConfig` itself.
+        value: what the section holds, to tell a method by its name.
+    """
+    match section:
+        case "":
+            return [RunConfig]
+        case "method":
+            return [load_method(value["name"]).Options]
+        case "split":
+            return list(SPLITS.values())
+        case "optimizer":
+            return [Adam, SGD]
+    return [{"model": Model, "data": Data, "seed": Seeds}[section]]
+
+
+def explain(error: ValidationError, section: str = "", value: Any = None) -> str:
+    """Put the first of pydantic's errors into one line: field, value, what would be right.
+
+    Args:
+        error: as raised.
+        section: the field of `RunConfig` whose value was validated; empty for a whole `RunConfig`.
+        value: that value.
+    """
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, BadInput):
+        return str(cause)
+    path = [section] if section else []
+    for part in map(str, first["loc"]):
+        # where a name chooses the model, pydantic puts it between the section and the field
+        if not (path in (["split"], ["optimizer"]) and part in {*SPLITS, *OPTIMIZERS}):
+            path.append(part)
+    *parents, last = path
+    field = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        models = field_models(parents[0] if parents else "", value)
+        return f"{field}: there is no such field{nearest(last, {n for m in models for n in m.model_fields})}"
+    if first["type"] == "union_tag_invalid":
+        name = str(first["input"]["name"])
+        valid = SPLITS if last == "split" else OPTIMIZERS
+        return f"{field}.name: there is no {last} {name!r}{nearest(name, valid)}"
+    if first["type"] == "model_type":
+        return f"{field}: {first['input']!r} must be a mapping of fields to values"
+    if cause is not None:
+        return f"{field}: {cause}" if field else str(cause)
+    return f"{field}: {first['input']!r} {_SHOULD.sub('must', first['msg'])}"

@@ -1,0 +1,95 @@
+"""Many cells, one after another: what is there already is skipped, what finishes is kept at once."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bench import store
+from bench.config import RunConfig
+from flora.errors import BadInput
+from flora.events import Listener
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one cell.
+
+    Attributes:
+        config: the cell.
+        status: "ran" now; "kept" from before; "refused" as the cell asks for the impossible; "failed".
+        path: of its `run.json`, which is there in the first two cases.
+        summary: of its result; empty if there is none.
+        reason: one line on why it was refused or failed.
+    """
+
+    config: RunConfig
+    status: Literal["ran", "kept", "refused", "failed"]
+    path: Path
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Watcher(Listener):
+    """Told how a matrix gets on; a listener of the running cell too."""
+
+    def matrix_started(self, cells: Sequence[RunConfig], left: Sequence[RunConfig]) -> None:
+        """There are `cells` in all, of which those in `left` have no result yet."""
+
+    def cell_started(self, config: RunConfig) -> None:
+        """`config` begins to run."""
+
+    def cell_ended(self, outcome: Outcome) -> None:
+        """A cell that was started has ended."""
+
+
+def run_matrix(
+    cells: Sequence[RunConfig], results: Path, fresh: bool = False, watcher: Watcher | None = None
+) -> Iterator[Outcome]:
+    """Run the cells that have no result in `results`, yielding what became of each cell, in order.
+
+    Args:
+        cells: what to run.
+        results: the folder that results are kept in; made if need be.
+        fresh: run cells that have a result, too, and replace it.
+        watcher: told of the progress.
+
+    Raises:
+        BadInput: before anything runs, if `results` cannot be written or a stored result of these cells
+            is damaged or of a newer schema, unless `fresh` says to replace it.
+    """
+    watcher = watcher or Watcher()
+    store.check_writable(results)
+    paths = [store.run_path(results, config.model_dump(mode="json"), config.hash) for config in cells]
+    kept = {} if fresh else {path: run["summary"] for path in paths if (run := store.stored(path))}
+    watcher.matrix_started(cells, [c for c, path in zip(cells, paths, strict=True) if path not in kept])
+    for config, path in zip(cells, paths, strict=True):
+        if path in kept:
+            yield Outcome(config, "kept", path, kept[path])
+        else:
+            watcher.cell_started(config)
+            outcome = _run(config, path, watcher)
+            watcher.cell_ended(outcome)
+            yield outcome
+
+
+def _run(config: RunConfig, path: Path, watcher: Watcher) -> Outcome:
+    """Run one cell; whatever goes wrong in it stays in it."""
+    from bench.run import run_cell
+
+    failure = path.with_name("error.txt")
+    try:
+        result = run_cell(config, [watcher])
+        store.save_run(path, result)
+    except BadInput as error:
+        return Outcome(config, "refused", path, reason=str(error))
+    except Exception as error:
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        failure.write_text(traceback.format_exc(), encoding="utf-8")
+        reason = f"{type(error).__name__}: {error} (traceback in {failure})"
+        return Outcome(config, "failed", path, reason=reason)
+    failure.unlink(missing_ok=True)
+    return Outcome(config, "ran", path, result["summary"])

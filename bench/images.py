@@ -1,0 +1,67 @@
+"""A task's images as the model's input: decoded and preprocessed in parallel, by index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bench.tasks.base import Images
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Preprocessed images of this size in all are kept in memory; larger sets are decoded whenever asked for.
+KEPT_BYTES = 256 * 2**20
+
+# Pillow lets go of the interpreter while it decodes and resizes, so that threads do run side by side.
+_DECODERS = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="decode")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images decoded anew each time they are asked for; memory holds one batch.
+
+    Attributes:
+        images: the images.
+        preprocess: an RGB image as a (3, height, width) tensor.
+        dtype: of the batches.
+    """
+
+    images: Images
+    preprocess: Callable[[Image], Tensor]
+    dtype: torch.dtype
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Give the images at `indices` (n,) as (n, 3, height, width)."""
+        return torch.stack(list(_DECODERS.map(self._one, indices.tolist())))
+
+    def _one(self, index: int) -> Tensor:
+        return self.preprocess(self.images[index]).to(self.dtype)
+
+    def kept(self) -> Pixels | Kept:
+        """Decode all images into one tensor, for methods that need them every round, if that is small."""
+        one = self._one(0)
+        if len(self.images) * one.numel() * one.element_size() > KEPT_BYTES:
+            return self
+        return Kept(self[torch.arange(len(self.images))])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Images held in memory, (n, 3, height, width)."""
+
+    pixels: Tensor
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Give the images at `indices` (n,) as (n, 3, height, width)."""
+        return self.pixels[indices]
+
+    def kept(self) -> Kept:
+        """Give itself."""
+        return self

@@ -1,0 +1,216 @@
+"""Many runs from one file: the fields of `RunConfig`, where a list of values multiplies the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from bench.config import RunConfig, field_models, label
+from flora.errors import BadInput, nearest
+
+PRESETS = Path(__file__).parent / "presets"
+
+# Sections and what a value stands for that is not a mapping: a bare name, or one seed for every stream.
+SECTIONS = ("model", "method", "split", "optimizer", "seed", "data")
+
+
+class Matrix:
+    """The runs that a product of lists gives.
+
+    Args:
+        include: mappings that replace fields; each adds the cells of the matrix so changed.
+        exclude: mappings; a cell that agrees with all fields of one is dropped.
+        fields: fields of `RunConfig`; a list in place of one value multiplies the runs, in sections too.
+    """
+
+    def __init__(
+        self,
+        *,
+        include: Sequence[Mapping[str, Any]] = (),
+        exclude: Sequence[Mapping[str, Any]] = (),
+        **fields: Any,
+    ) -> None:
+        self.include = include
+        self.exclude = exclude
+        self.fields = fields
+
+    @classmethod
+    def read(cls, source: str, overrides: Sequence[str] = ()) -> Matrix:
+        """Read a preset by name or a YAML file by path, and apply `field=value` overrides.
+
+        Raises:
+            BadInput: no such preset or file, or what is in it cannot be used.
+        """
+        content = _read_yaml(_find(source))
+        include, exclude = _patterns(content, "include"), _patterns(content, "exclude")
+        for override in overrides:
+            field, value = _parse(override)
+            content = _set(content, field, value)
+            # an entry that does not speak of a section takes it from the fields
+            include = [_set(e, field, value) if field.partition(".")[0] in e else e for e in include]
+        return cls(include=include, exclude=exclude, **content)
+
+    def cells(self) -> list[RunConfig]:
+        """Expand to runs, in the order the lists are written in, the first field varying slowest.
+
+        Raises:
+            BadInput: a cell is not valid or appears twice, or none is left.
+        """
+        variants = [self.fields, *({**self.fields, **entry} for entry in self.include)]
+        read = [RunConfig.read(values) for fields in variants for values in _expand(fields)]
+        for pattern in self.exclude:
+            _check_pattern(pattern)
+        cells = [cell for cell in read if not any(_agrees(cell, pattern) for pattern in self.exclude)]
+        if not cells:
+            raise BadInput(f"exclude: leaves none of the {len(read)} cells")
+        seen: set[str] = set()
+        for cell in cells:
+            if cell.hash in seen:
+                raise BadInput(f"the matrix holds this cell twice: {label(cell)}; list each value once")
+            seen.add(cell.hash)
+        return cells
+
+
+def presets() -> dict[str, str]:
+    """Describe each preset by the comment on its first line."""
+    return {path.stem: path.read_text("utf-8").partition("\n")[0].lstrip("# ") for path in _preset_files()}
+
+
+def _preset_files() -> list[Path]:
+    return sorted(PRESETS.glob("*.yaml"))
+
+
+def _find(source: str) -> Path:
+    known = {path.stem: path for path in _preset_files()}
+    if source in known:
+        return known[source]
+    if Path(source).is_file():
+        return Path(source)
+    raise BadInput(f"there is no preset and no file {source!r}{nearest(source, known)}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        raise BadInput(f"{path}{_where(error.problem_mark)}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise BadInput(f"{path}: must hold fields with values, such as 'task: digits'")
+    return content
+
+
+def _where(mark: yaml.Mark | None) -> str:
+    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+
+
+def _patterns(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Take `include` or `exclude` out of a file's content."""
+    entries = content.pop(key, None) or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise BadInput(f"{key}: must be a list of mappings, such as [{{method: flora, clients: 100}}]")
+    return entries
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    field, equals, value = override.partition("=")
+    if not equals or not field:
+        raise BadInput(f"--set {override}: must be FIELD=VALUE, such as rounds=5")
+    try:
+        return field.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--set {override}: the value is not valid YAML") from error
+
+
+def _set(fields: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Give `fields` with the one at `path` replaced, in every variant of a section that has such a field."""
+    section, dot, name = path.partition(".")
+    if not dot:
+        return {**fields, section: value}
+    if section not in SECTIONS:
+        sections = ", ".join(SECTIONS)
+        raise BadInput(f"--set {path}: {section!r} has no fields within; those that have are {sections}")
+    present = fields.get(section, RunConfig.model_fields[section].get_default())
+    variants = [_mapping(section, v) for v in (present if isinstance(present, list) else [present])]
+    known = [name == "name" or name in _field_names(section, variant) for variant in variants]
+    if not any(known):
+        valid = {field for variant in variants for field in _field_names(section, variant)}
+        raise BadInput(f"--set {path}: there is no such field{nearest(name, valid)}")
+    changed = [{**v, name: value} if has else v for v, has in zip(variants, known, strict=True)]
+    return {**fields, section: changed if isinstance(present, list) else changed[0]}
+
+
+def _mapping(section: str, value: Any) -> dict[str, Any]:
+    """Spell out what a bare name or seed stands for."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, dict):
+        return value
+    if section == "seed":
+        return dict.fromkeys(field_models("seed")[0].model_fields, value)
+    return {"name": value}
+
+
+def _field_names(section: str, value: Mapping[str, Any]) -> set[str]:
+    names = value.get("name")
+    variants = [{**value, "name": name} for name in names] if isinstance(names, list) else [value]
+    return {field for v in variants for model in field_models(section, v) for field in model.model_fields}
+
+
+def _expand(fields: Mapping[str, Any], section: str = "") -> Iterator[dict[str, Any]]:
+    choices = [list(_choices(fields, name, section)) for name in fields]
+    for values in product(*choices):
+        yield dict(zip(fields, values, strict=True))
+
+
+def _choices(fields: Mapping[str, Any], name: str, section: str) -> Iterator[Any]:
+    """Give the single values that a field's value stands for."""
+    value = fields[name]
+    takes_list = isinstance(value, list) and _takes_list(fields, name, section)
+    # for a field whose one value is a list, only a list of lists is many values
+    many = isinstance(value, list) and (not takes_list or any(isinstance(v, list) for v in value))
+    for one in value if many else [value]:
+        if isinstance(one, dict) and not section:
+            yield from _expand(one, section=name)
+        else:
+            yield one
+
+
+def _takes_list(fields: Mapping[str, Any], name: str, section: str) -> bool:
+    if section not in SECTIONS or (section == "method" and not isinstance(fields.get("name"), str)):
+        return False
+    annotations = [
+        m.model_fields[name].annotation for m in field_models(section, fields) if name in m.model_fields
+    ]
+    return any(get_origin(annotation) in (tuple, list) for annotation in annotations)
+
+
+def _check_pattern(pattern: Mapping[str, Any]) -> None:
+    for field in pattern:
+        if field not in RunConfig.model_fields:
+            raise BadInput(f"exclude: there is no field {field!r}{nearest(field, RunConfig.model_fields)}")
+
+
+def _agrees(cell: RunConfig, pattern: Mapping[str, Any]) -> bool:
+    dump = cell.model_dump(mode="json")
+    return all(_matches(dump[field], value) for field, value in pattern.items())
+
+
+def _matches(have: Any, want: Any) -> bool:
+    """Whether a cell's value is the one wanted: a bare name speaks for a section, a list for any of it."""
+    if isinstance(have, dict):
+        if isinstance(want, dict):
+            return all(name in have and _matches(have[name], value) for name, value in want.items())
+        if "name" in have:
+            have = have["name"]
+        else:
+            return set(have.values()) == {want}
+    return have in want if isinstance(want, list) and not isinstance(have, list) else have == want

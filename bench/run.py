@@ -1,0 +1,209 @@
+"""One cell, from its configuration to what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from baselines.zero_shot import ZeroShot, ZeroShotOptions
+from bench.catalogue import load_method
+from bench.config import RunConfig
+from bench.device import deterministic
+from bench.images import Pixels
+from bench.measure.clock import Clock
+from bench.measure.environment import describe
+from bench.measure.flops import step_flops
+from bench.measure.memory import Memory
+from bench.measure.traffic import Traffic
+from bench.models import LoadedModel, load_model
+from bench.splits import Split, make_split
+from bench.tasks import load_task
+from bench.tasks.base import LabelledImages, Task
+from flora import client
+from flora.events import Events, Listener, RoundRecord
+from flora.features import Samples
+from flora.federation import EVALUATION_BATCH, Federation, evaluate
+from flora.method import Method
+from flora.prompts import Prompts
+from flora.runners import OneByOne, states_for
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a cell starts from, before any method."""
+
+    task: Task
+    split: Split
+    model: LoadedModel
+    prompts: Prompts
+    train: Samples
+    test: Samples
+
+
+def run_cell(config: RunConfig, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
+    """Run one cell and give what its `run.json` holds.
+
+    Args:
+        config: the cell.
+        listeners: told of every phase and round, besides those that measure.
+
+    Raises:
+        BadInput: the cell asks for something that its task, split or model cannot give.
+        PayloadMismatch: a payload is not of the size that the method's closed form gives.
+    """
+    memory, clock = Memory(config.device), Clock(config.device)
+    events = Events((*listeners, memory, clock))
+    with deterministic(config.device):
+        with events.phase("load"):
+            inputs = _load(config)
+        zero_shot_accuracy = _zero_shot(config, inputs, events)
+        with events.phase("prepare"):
+            method = _method(config, inputs)
+        samples = _samples_for(method, config, inputs, events)
+        traffic = Traffic(_closed_form_bytes(method), len(method.trainable))
+        federation = _federation(config, method, samples, inputs.split, Events((traffic, *events.listeners)))
+        records = list(federation.rounds(config.rounds))
+        with events.phase("count"):
+            flops = _train_flops(config, method, samples[0], inputs.split, records)
+    totals, seconds = memory.totals, clock.total_seconds
+    accuracies = [record.accuracy for record in records]
+    setup = clock.setup_seconds
+    return {
+        "status": "complete",
+        "config": config.model_dump(mode="json"),
+        "config_hash": config.hash,
+        "summary": {
+            "accuracy": accuracies[-1],
+            "best_accuracy": max(accuracies),
+            "zero_shot_accuracy": zero_shot_accuracy,
+            "train_seconds": clock.train_seconds,
+            "round_seconds": clock.round_seconds,
+            "total_seconds": seconds,
+            "setup_seconds": sum(setup.values()) - setup["count"],
+            "features_seconds": setup.get("features", 0.0),
+            "peak_memory_bytes": totals.peak_memory_bytes,
+            "resident_at_start_bytes": totals.resident_at_start_bytes,
+            "peak_gpu_memory_bytes": totals.peak_gpu_memory_bytes,
+            "nvml_memory_bytes": totals.nvml_memory_bytes,
+            "bytes_up": traffic.bytes_up,
+            "bytes_down": traffic.bytes_down,
+            "payload_bytes": traffic.payload_bytes,
+            "trainable_parameters": sum(p.numel() for p in method.trainable.values()),
+            "train_flops": flops,
+        },
+        "setup": {"seconds": setup, "peak_memory_bytes": memory.peak_memory_bytes(None)},
+        "rounds": [_round(record, clock, memory, traffic) for record in records],
+        "split": {
+            "fingerprint": inputs.split.fingerprint,
+            "client_sizes": inputs.split.client_sizes,
+            "label_skew": inputs.split.label_skew,
+            "size_skew": inputs.split.size_skew,
+        },
+        "data": {
+            "fingerprint": inputs.task.fingerprint,
+            "train": len(inputs.train),
+            "test": len(inputs.test),
+            "class_names": list(inputs.task.class_names),
+        },
+        "environment": {
+            **describe(config.device),
+            "memory_method": totals.method,
+            "nvml_reason": totals.nvml_reason,
+        },
+        "invariants": {"payload_closed_form": traffic.invariant()},
+    }
+
+
+def _load(config: RunConfig) -> Inputs:
+    seed = config.seed.split
+    task = _task(config.task, config.data.root).limited(config.data.max_train, config.data.max_test, seed)
+    split = make_split(config.split, task.train.labels, config.clients, seed, task.train.domains)
+    model = load_model(config.model, config.device)
+    prompts = Prompts.tokenize(task.prompts, model.tokenize)
+    train, test = (_samples(part, model, config) for part in (task.train, task.test))
+    return Inputs(task, split, model, prompts, train, test)
+
+
+# Cells of a matrix mostly share their task; a task of images in memory need not be read again for each.
+_task = lru_cache(maxsize=1)(load_task)
+
+
+def _samples(part: LabelledImages, model: LoadedModel, config: RunConfig) -> Samples:
+    pixels = Pixels(part.images, model.preprocess, getattr(torch, config.model.dtype))
+    return Samples(pixels, torch.from_numpy(part.labels).to(config.device))
+
+
+def _zero_shot(config: RunConfig, inputs: Inputs, events: Events) -> float:
+    """Evaluate the model as it came, before any method touches it."""
+    with events.phase("zero_shot"):
+        untouched = ZeroShot(
+            inputs.model.clip, inputs.prompts, ZeroShotOptions(), _generator(config), config.acceleration
+        )
+        return evaluate(untouched, inputs.test)
+
+
+def _method(config: RunConfig, inputs: Inputs) -> Method:
+    method = load_method(config.method.name)
+    return method(inputs.model.clip, inputs.prompts, config.method, _generator(config), config.acceleration)
+
+
+def _generator(config: RunConfig) -> torch.Generator:
+    return torch.Generator().manual_seed(config.seed.init)
+
+
+def _samples_for(
+    method: Method, config: RunConfig, inputs: Inputs, events: Events
+) -> tuple[Samples, Samples]:
+    """Give training and test samples as the method sees them: a frozen tower's features, or images."""
+    parts = inputs.train, inputs.test
+    if config.acceleration == "exact" and not method.trains_vision:
+        with events.phase("features"):
+            train, test = (part.with_features(method.clip, EVALUATION_BATCH) for part in parts)
+    else:
+        with events.phase("decode"):
+            train, test = (part.with_images_kept() for part in parts)
+    return train, test
+
+
+def _closed_form_bytes(method: Method) -> int:
+    return method.closed_form() * method.clip.logit_scale.element_size()
+
+
+def _federation(
+    config: RunConfig, method: Method, samples: tuple[Samples, Samples], split: Split, events: Events
+) -> Federation:
+    train, test = samples
+    kept = states_for(method, config.clients, config.training)
+    runner = OneByOne(method, train, _shares(split), config.training, kept, config.seed.order)
+    return Federation(
+        method, runner, test, config.clients, config.participation, config.seed.participation, events
+    )
+
+
+def _shares(split: Split) -> list[torch.Tensor]:
+    return [torch.from_numpy(indices.copy()) for indices in split.indices]  # the split's own are read-only
+
+
+def _train_flops(
+    config: RunConfig, method: Method, train: Samples, split: Split, records: Sequence[RoundRecord]
+) -> int:
+    """Count the operations of one batch, the first client's first, and scale them to all samples seen."""
+    seen = sum(record.samples_seen for record in records)
+    if not seen:
+        return 0
+    batch = next(client.batches(train, _shares(split)[0], config.training, (config.seed.order, 1, 0)))
+    return round(step_flops(method, batch) * seen / len(batch.labels))
+
+
+def _round(record: RoundRecord, clock: Clock, memory: Memory, traffic: Traffic) -> dict[str, Any]:
+    return {
+        **asdict(record),
+        **traffic.round_bytes(record.round),
+        "seconds": clock.seconds(record.round),
+        "peak_memory_bytes": memory.peak_memory_bytes(record.round),
+        "peak_gpu_memory_bytes": memory.peak_gpu_memory_bytes(record.round),
+    }
