@@ -70,5 +70,5 @@ def describe_models() -> dict[str, str]:
     """Say which models a run can start from."""
     return {
         "tiny": "Embedded: a small CLIP pretrained on printed characters; nothing is downloaded",
-        "ARCHITECTURE:random": "Any architecture of open_clip with seeded random weights, for time, memory, bytes",
+        "ARCHITECTURE:random": "Any open_clip architecture, seeded random weights: for time, memory, bytes",
     }

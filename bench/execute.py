@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench import store
-from bench.config import RunConfig
+from bench.config import RunConfig, label
 from flora.errors import BadInput
 from flora.events import Listener
 
@@ -59,13 +60,16 @@ def run_matrix(
 
     Raises:
         BadInput: before anything runs, if `results` cannot be written or a stored result of these cells
-            is damaged or of a newer schema, unless `fresh` says to replace it.
+            is damaged or of a newer schema, unless `fresh` says to replace it; or if a cell asks for a
+            task, split or model that cannot be had.
     """
     watcher = watcher or Watcher()
     store.check_writable(results)
     paths = [store.run_path(results, config.model_dump(mode="json"), config.hash) for config in cells]
     kept = {} if fresh else {path: run["summary"] for path in paths if (run := store.stored(path))}
-    watcher.matrix_started(cells, [c for c, path in zip(cells, paths, strict=True) if path not in kept])
+    left = [config for config, path in zip(cells, paths, strict=True) if path not in kept]
+    _check(left)
+    watcher.matrix_started(cells, left)
     for config, path in zip(cells, paths, strict=True):
         if path in kept:
             yield Outcome(config, "kept", path, kept[path])
@@ -74,6 +78,26 @@ def run_matrix(
             outcome = _run(config, path, watcher)
             watcher.cell_ended(outcome)
             yield outcome
+
+
+def _check(cells: Sequence[RunConfig]) -> None:
+    """Refuse a matrix with an impossible cell before hours go into its possible ones."""
+    if not cells:
+        return
+    from bench.run import check
+
+    # methods and most seeds share task, split and model: each combination is tried once
+    distinct = {json.dumps(_inputs(config), sort_keys=True): config for config in cells}
+    for config in distinct.values():
+        try:
+            check(config)
+        except BadInput as error:
+            raise BadInput(f"{label(config)}: {error}") from error
+
+
+def _inputs(config: RunConfig) -> dict[str, Any]:
+    fields = config.model_dump(mode="json", include={"task", "data", "split", "clients", "model"})
+    return {**fields, "seed": config.seed.split}
 
 
 def _run(config: RunConfig, path: Path, watcher: Watcher) -> Outcome:

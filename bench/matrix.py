@@ -144,7 +144,11 @@ def _set(fields: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
     if not any(known):
         valid = {field for variant in variants for field in _field_names(section, variant)}
         raise BadInput(f"--set {path}: there is no such field{nearest(name, valid)}")
-    changed = [{**v, name: value} if has else v for v, has in zip(variants, known, strict=True)]
+    changed: list[dict[str, Any]] = []
+    for variant, has in zip(variants, known, strict=True):
+        new = {**variant, name: value} if has else variant
+        if new not in changed:  # variants that differed in this field alone have become one
+            changed.append(new)
     return {**fields, section: changed if isinstance(present, list) else changed[0]}
 
 

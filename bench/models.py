@@ -50,8 +50,8 @@ def load_model(config: Model, device: str) -> LoadedModel:
         model = _create(source)
         tokenize = open_clip.get_tokenizer(source, bpe_path=str(tiny.MERGES))
     else:
-        architecture, _, weights = config.name.partition(":")
-        _check(config.name, architecture, weights)
+        check_name(config.name)
+        architecture, _, _ = config.name.partition(":")
         model = _create(architecture)
         tokenize = open_clip.get_tokenizer(architecture)
     preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
@@ -66,11 +66,17 @@ def _create(source: str) -> Any:
         return open_clip.create_model(source, force_custom_text=True)
 
 
-def _check(name: str, architecture: str, weights: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what `load_model` could not load.
+
+    Raises:
+        BadInput: there is no such model.
+    """
+    architecture, _, weights = name.partition(":")
     known = ["tiny", *open_clip.list_models()]
     if architecture not in known:
         raise BadInput(
             f"model.name: open_clip has no architecture {architecture!r}{nearest(architecture, known)}"
         )
-    if weights != "random":
+    if name != "tiny" and weights != "random":
         raise BadInput(f"model.name: {name!r} must be 'tiny' or '{architecture}:random'")

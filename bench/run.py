@@ -19,7 +19,7 @@ from bench.measure.environment import describe
 from bench.measure.flops import step_flops
 from bench.measure.memory import Memory
 from bench.measure.traffic import Traffic
-from bench.models import LoadedModel, load_model
+from bench.models import LoadedModel, check_name, load_model
 from bench.splits import Split, make_split
 from bench.tasks import load_task
 from bench.tasks.base import LabelledImages, Task
@@ -118,10 +118,24 @@ def run_cell(config: RunConfig, listeners: Sequence[Listener] = ()) -> dict[str,
     }
 
 
-def _load(config: RunConfig) -> Inputs:
+def check(config: RunConfig) -> None:
+    """Find out, without training anything, whether the cell's task, split and model can be had.
+
+    Raises:
+        BadInput: they cannot.
+    """
+    check_name(config.model.name)
+    _task_and_split(config)
+
+
+def _task_and_split(config: RunConfig) -> tuple[Task, Split]:
     seed = config.seed.split
     task = _task(config.task, config.data.root).limited(config.data.max_train, config.data.max_test, seed)
-    split = make_split(config.split, task.train.labels, config.clients, seed, task.train.domains)
+    return task, make_split(config.split, task.train.labels, config.clients, seed, task.train.domains)
+
+
+def _load(config: RunConfig) -> Inputs:
+    task, split = _task_and_split(config)
     model = load_model(config.model, config.device)
     prompts = Prompts.tokenize(task.prompts, model.tokenize)
     train, test = (_samples(part, model, config) for part in (task.train, task.test))

@@ -16,6 +16,7 @@ from bench.config import RunConfig, label
 from bench.execute import Outcome, Watcher
 from flora.events import Phase, RoundRecord
 
+
 @contextmanager
 def progress(stream: TextIO) -> Iterator[Watcher]:
     """Give a watcher that writes to `stream`, as suits it, for the time of a `with`."""

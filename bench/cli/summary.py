@@ -17,6 +17,9 @@ from bench.execute import Outcome
 from bench.report.tables import BELOW, Cell, Table, accuracy_table, cells_of, cost_table
 from bench.store import load_results
 
+# what fits on a narrow terminal; the report has the rest
+COSTS = ("payload_bytes", "bytes", "train_seconds", "total_seconds", "peak_memory_bytes")
+
 
 def print_json(outcomes: Sequence[Outcome]) -> None:
     """Print a list with what became of each cell."""
@@ -35,13 +38,13 @@ def print_json(outcomes: Sequence[Outcome]) -> None:
 
 
 def print_tables(outcomes: Sequence[Outcome]) -> None:
-    """Print tables of the cells that have a result, and what went wrong with the rest."""
+    """Print the accuracy and cost tables of the cells that have a result, and how many have none."""
     paths = [outcome.path for outcome in outcomes if outcome.summary]
     if paths:
         _print_results(paths)
-    for outcome in outcomes:
-        if outcome.reason:
-            typer.echo(f"flora-bench: {label(outcome.config)} {outcome.status}: {outcome.reason}", err=True)
+    if without := [outcome for outcome in outcomes if not outcome.summary]:
+        first = f"{label(without[0].config)}: {without[0].reason}"
+        typer.echo(f"flora-bench: {len(without)} of {len(outcomes)} cells have no result; {first}", err=True)
 
 
 def _print_results(paths: Sequence[Path]) -> None:
@@ -49,7 +52,7 @@ def _print_results(paths: Sequence[Path]) -> None:
     for (task, model), runs in load_results(paths).groupby(["task", "model"]):
         console.rule(f"{task} · {model}", align="left", style="dim")
         _print(console, accuracy_table(runs))
-        _print(console, cost_table(cells_of(runs)[0]))
+        _print(console, cost_table(cells_of(runs)[0], only=COSTS))
 
 
 def _print(console: Console, table: Table) -> None:

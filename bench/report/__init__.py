@@ -1,0 +1,1 @@
+"""The report: statistics over seeds, tables, figures and the page, from stored results alone."""

@@ -1,0 +1,159 @@
+"""How methods, splits and shots are called in tables and figures, and in which order they stand.
+
+Two runs of one method that differ in an option must not share a name (their mean would be of nothing), and a
+name must not carry options that are the same everywhere: so labels are made for a set of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+ALL_DATA = "all data"
+
+METHODS = {
+    "zero_shot": "Zero-shot",
+    "full_finetune": "Full fine-tuning",
+    "linear_probe": "Linear probe",
+    "attention_adapter": "Attention adapter",
+    "flora": "FLoRA",
+}
+SPLITS = {
+    "iid": "IID",
+    "dirichlet": "Dirichlet",
+    "pathological": "Pathological",
+    "quantity": "Quantity",
+    "domain": "Domain",
+}
+
+# A split cannot be read without these, so they are shown even where only one value occurs.
+_SHOWN_ALWAYS = {
+    "split.beta": "β = {}",
+    "split.alpha": "α = {}",
+    "split.classes_per_client": "{} classes",
+}
+_MEASURED = ("split.fingerprint", "split.label_skew", "split.size_skew")
+_SETTINGS = (
+    "clients",
+    "participation",
+    "rounds",
+    "local_epochs",
+    "local_steps",
+    "batch_size",
+    "device",
+    "acceleration",
+    "engine",
+    "data.max_train",
+    "data.max_test",
+)
+_SETTING_SECTIONS = ("optimizer.", "model.")
+
+
+def label_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add ``method_label`` and ``split_label``, ordered categories: sorting follows the report's order.
+
+    Options of a method or split that vary within the set are named in its label, as is any other setting
+    (learning rate, clients, device) in which runs of one method and cell differ: only seeds share a label.
+
+    Args:
+        runs: one row a run, with ``task``, ``model``, ``method``, ``split``, ``shots`` and dotted options.
+
+    Returns:
+        A renumbered copy with the two columns; the frame itself when it has them already.
+    """
+    if "method_label" in runs and "split_label" in runs:
+        return runs
+    runs = runs.reset_index(drop=True)
+    if "device" in runs:  # seeds may be spread over the GPUs of one machine
+        runs["device"] = runs["device"].str.partition(":")[0]
+    runs["split_label"] = _labels(runs, "split", SPLITS, _shown_of_splits(runs))
+    runs["method_label"] = _labels(runs, "method", METHODS, _shown_of_methods(runs))
+    return runs
+
+
+def label_rounds(rounds: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Give each round the labels and ``zero_shot_accuracy`` of its run; rounds of other runs are left out.
+
+    Args:
+        rounds: one row a run and round, with ``config_hash``.
+        runs: what ``label_runs`` returned.
+    """
+    known = ["config_hash", "method_label", "split_label", "zero_shot_accuracy"]
+    kept = [column for column in known if column in runs]
+    return rounds.drop(columns=[c for c in kept[1:] if c in rounds]).merge(runs[kept], on="config_hash")
+
+
+def shots_label(shots: Any) -> str:
+    """Return "all data" for a missing value, else "1 shot", "4 shots"."""
+    if pd.isna(shots):
+        return ALL_DATA
+    return f"{shots} shot" if shots == 1 else f"{shots} shots"
+
+
+def _labels(runs: pd.DataFrame, column: str, names: Mapping[str, str], shown: pd.Series) -> Any:
+    """The display names in ``column`` with, in brackets, the options that ``shown`` lists for each row."""
+    known = list(names)
+    order: dict[str, tuple] = {}
+    labels = []
+    for (_, row), columns in zip(runs.iterrows(), shown, strict=True):
+        name = str(row[column])
+        present = [c for c in columns if not _missing(row[c])]
+        options = ", ".join(_option_text(c, row[c]) for c in present)
+        labels.append(f"{names.get(name, name)} ({options})" if options else names.get(name, name))
+        rank = known.index(name) if name in known else len(known)
+        order[labels[-1]] = (rank, name, [_sort_key(row[c]) for c in present])
+    return pd.Categorical(labels, categories=sorted(order, key=order.__getitem__), ordered=True)
+
+
+def _shown_of_splits(runs: pd.DataFrame) -> pd.Series:
+    options = [c for c in runs.columns if c.startswith("split.") and c not in _MEASURED]
+    shown: pd.Series = pd.Series([[]] * len(runs), index=runs.index, dtype=object)
+    for _, group in runs.groupby("split"):
+        columns = [c for c in options if c in _SHOWN_ALWAYS or _varies(group[c])]
+        shown[group.index] = [columns] * len(group)
+    return shown
+
+
+def _shown_of_methods(runs: pd.DataFrame) -> pd.Series:
+    options = [c for c in runs.columns if c.startswith("method.")]
+    settings = [c for c in runs.columns if c in _SETTINGS or c.startswith(_SETTING_SECTIONS)]
+    shown: pd.Series = pd.Series([[]] * len(runs), index=runs.index, dtype=object)
+    for _, group in runs.groupby("method"):
+        # A split may need settings of its own (a client for each domain): they must differ within a cell.
+        cells = group.groupby(["task", "model", "split_label", "shots"], dropna=False, observed=True)
+        columns = [c for c in options if _varies(group[c])]
+        columns += [c for c in settings if any(_varies(cell[c]) for _, cell in cells)]
+        shown[group.index] = [columns] * len(group)
+    return shown
+
+
+def _varies(values: pd.Series) -> bool:
+    return values.map(_text).nunique() > 1
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
+def _text(value: Any) -> str:
+    if _missing(value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " + ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _option_text(column: str, value: Any) -> str:
+    if column in _SHOWN_ALWAYS:
+        return _SHOWN_ALWAYS[column].format(_text(value))
+    section, _, leaf = column.rpartition(".")
+    return f"{section if leaf == 'name' else leaf} {_text(value)}".replace("_", " ")
+
+
+def _sort_key(value: Any) -> tuple[int, float, str]:
+    """Numbers by size and before words, so that rank 8 stands before rank 16."""
+    number = isinstance(value, (int, float, np.number))
+    return (0, float(value), "") if number else (1, 0.0, _text(value))

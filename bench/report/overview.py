@@ -1,0 +1,180 @@
+"""What the page says in words: what was run, how to read it, and the list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.report.names import label_runs, shots_label
+from bench.report.statistics import t_factor
+from bench.report.tables import ROW, Cell, Table
+from bench.report.text import ABSENT, digits
+
+_MACHINE = {
+    "environment.cpu": "processor {}",
+    "environment.gpu": "GPU {}",
+    "environment.packages.torch": "torch {}",
+    "environment.python": "Python {}",
+    "environment.git_commit": "commit {:.12}",
+}
+
+
+def overview(runs: pd.DataFrame, left_out: pd.DataFrame) -> str:
+    """Say in one paragraph what was run, how often and on what.
+
+    Args:
+        runs: the complete runs, labelled.
+        left_out: the others.
+    """
+    shots = [shots_label(s) for s in sorted(runs["shots"].drop_duplicates(), key=_few_last)]
+    n_methods, n_splits = runs["method_label"].nunique(), runs["split_label"].nunique()
+    sentences = [
+        f"{_count(len(runs), 'complete run')} of {_count(n_methods, 'method')} on "
+        f"{_count(runs['task'].nunique(), 'task')} ({_join(runs['task'])}) with "
+        f"{_count(runs['model'].nunique(), 'model')} ({_join(runs['model'])}), over "
+        f"{_count(n_splits, 'split')} ({_labels(runs['split_label'])}) with {_and(shots)}, "
+        f"{'seed' if runs['seed'].nunique() == 1 else 'seeds'} {_join(runs['seed'])}.",
+        f"Clients: {_join(runs['clients'])}; rounds: {_join(runs['rounds'])}; "
+        f"batch size: {_join(runs['batch_size'])}.",
+        _machine(runs),
+        _left_out(left_out),
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def notes(runs: pd.DataFrame) -> list[str]:
+    """Say what the numbers mean and where they could mislead, as far as these runs are concerned."""
+    n = runs.groupby(ROW, dropna=False, observed=True).size()
+    return [
+        _interval_note(sorted(set(n))),
+        "Every accuracy is that of the global model on the task's test set after the last round, not of the "
+        "best round. Zero-shot is the same model before any training; a trained method below it lost by "
+        "training.",
+        *_seconds_notes(runs),
+        "Peak memory is that of the whole process on one machine, interpreter and libraries included; peak "
+        "GPU memory, where given, is what was allocated on the device.",
+        "Bytes are lengths of the payloads that were really serialised, summed over rounds and clients; "
+        "1 kB is 1,000 bytes.",
+        *_machine_notes(runs),
+    ]
+
+
+def run_table(results: pd.DataFrame, results_dir: Path | None) -> Table:
+    """List every run, complete or not, with its hash and file."""
+    # Within a method and split the store's order stays: shots, then seeds.
+    runs = label_runs(results).sort_values(["task", "model", "method_label", "split_label"], kind="stable")
+    columns: dict[str, list[str]] = {}
+    for name in ("task", "model"):
+        if runs[name].nunique() > 1:
+            columns[name.capitalize()] = [str(value) for value in runs[name]]
+    columns |= {
+        "Split": [str(label) for label in runs["split_label"]],
+        "Shots": [shots_label(shots) for shots in runs["shots"]],
+        "Seed": [str(seed) for seed in runs["seed"]],
+        "Status": [str(status) for status in runs["status"]],
+        "Accuracy (%)": [ABSENT if pd.isna(a) else f"{100 * a:.1f}" for a in runs["accuracy"]],
+        "Total (s)": [ABSENT if pd.isna(s) else digits(s) for s in runs["total_seconds"]],
+        "Hash": [str(key) for key in runs["config_hash"]],
+        "File": [_relative(path, results_dir) for path in runs["path"]],
+    }
+    entries = [[Cell(text) for text in texts] for texts in zip(*columns.values(), strict=True)]
+    return Table(
+        name="runs",
+        caption="All runs, with the hash of their configuration and their file.",
+        groups=[],
+        columns=["Method", *columns],
+        rows=list(zip(runs["method_label"].astype(str), entries, strict=True)),
+        data=results,
+    )
+
+
+def _interval_note(counts: list[int]) -> str:
+    if counts == [1]:
+        return "Every entry is one run: nothing here says how far another seed would differ."
+    factors = ", ".join(f"n = {n}: {t_factor(n):.2f}" for n in counts if n > 1)
+    return (
+        "± and bands are 95 % confidence intervals of the mean over seeds by Student's t "
+        f"(factors of the standard error: {factors}); entries of one run have none. "
+        "Bold goes to the highest mean: where intervals overlap, that order is not established."
+    )
+
+
+def _seconds_notes(runs: pd.DataFrame) -> list[str]:
+    texts = [
+        "Train is the time of local training, over all clients and rounds, one client after another on one "
+        "machine; round is the mean time of a round from sending to evaluation; set-up is what comes before "
+        "the first round (loading, zero-shot evaluation, features or decoded images); total is the whole run."
+    ]
+    modes = set(runs["acceleration"].dropna()) if "acceleration" in runs else set()
+    if "exact" in modes:
+        texts.append(
+            "Runs with acceleration “exact” compute the features of a frozen tower once, before the first "
+            "round: that time is in set-up and not in train. The ratio of training times alone favours such "
+            "methods; that of the totals does not."
+        )
+    if "none" in modes:
+        texts.append(
+            "Runs with acceleration “none” repeat the work of frozen towers in every round, within train."
+        )
+    return texts
+
+
+def _machine_notes(runs: pd.DataFrame) -> list[str]:
+    texts = []
+    varied = [
+        c for c in ("environment.cpu", "environment.gpu", "device") if c in runs and runs[c].nunique() > 1
+    ]
+    if varied:
+        texts.append(
+            "The runs come from more than one kind of machine: do not compare their seconds and memory."
+        )
+    known = runs["environment.git_commit"].notna() if "environment.git_commit" in runs else False
+    if "environment.git_dirty" in runs and (known & runs["environment.git_dirty"].eq(True)).any():
+        texts.append("Some runs were made from sources that differ from the commit named.")
+    return texts
+
+
+def _machine(runs: pd.DataFrame) -> str:
+    known = [(text, runs[c].dropna().unique()) for c, text in _MACHINE.items() if c in runs]
+    parts = [f"device {_join(runs['device'])}"]
+    parts += [_and([text.format(str(value)) for value in values]) for text, values in known if len(values)]
+    return f"Measured on {', '.join(parts)}."
+
+
+def _left_out(runs: pd.DataFrame) -> str:
+    if runs.empty:
+        return ""
+    verb = "is" if len(runs) == 1 else "are"
+    return f"{_count(len(runs), 'run')} ({_join(runs['status'])}) {verb} left out."
+
+
+def _relative(path: Any, folder: Path | None) -> str:
+    """The run's file as seen from the results folder, so that a report does not tell where that lies."""
+    path = Path(str(path))
+    return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else path.as_posix()
+
+
+def _few_last(shots: Any) -> tuple[bool, int]:
+    return not pd.isna(shots), 0 if pd.isna(shots) else int(shots)
+
+
+def _join(values: pd.Series) -> str:
+    """The distinct values in words: numbers before words (four seeds joined by hyphens are a word)."""
+    known = sorted(values.dropna().drop_duplicates(), key=lambda value: (isinstance(value, str), value))
+    return _and([str(value) for value in known])
+
+
+def _labels(values: pd.Series) -> str:
+    return _and([str(label) for label in values.cat.remove_unused_categories().cat.categories])
+
+
+def _and(texts: Iterable[str]) -> str:
+    *first, last = texts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

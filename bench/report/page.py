@@ -1,0 +1,223 @@
+"""The report as a page: one HTML file that needs nothing else, the same in Markdown, figures and tables."""
+
+from __future__ import annotations
+
+import base64
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from bench.report import figures
+from bench.report.names import label_rounds, label_runs, shots_label
+from bench.report.overview import notes, overview, run_table
+from bench.report.styles import Style, styles_of
+from bench.report.tables import ROW, Table, accuracy_table, cells_of, cost_table, environment
+from bench.report.text import n_text, slug
+from bench.store import load_results, load_rounds
+from flora.errors import BadInput
+
+TITLE = "Federated fine-tuning of vision-language models"
+_LEVELS_DRAWN = 2
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the page: stem of its files, what it shows, and for those who cannot see it, in words."""
+
+    name: str
+    caption: str
+    alt: str
+    figure: Figure
+
+    @property
+    def wide(self) -> bool:
+        """Whether it takes the width of the text, not of a column."""
+        return bool(self.figure.get_figwidth() > figures.COLUMN_WIDTH)
+
+
+@dataclass
+class Section:
+    """What the report says of one task and model."""
+
+    task: str
+    model: str
+    accuracy: Table
+    cost: Table
+    other_costs: list[Table]
+    accuracy_figures: list[Drawn] = field(default_factory=list)
+    cost_figures: list[Drawn] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def tables(self) -> list[Table]:
+        """In the order of the page."""
+        return [self.accuracy, self.cost, *self.other_costs]
+
+    @property
+    def drawn(self) -> list[Drawn]:
+        """In the order of the page."""
+        return [*self.accuracy_figures, *self.cost_figures]
+
+
+def build_report(results_dir: Path, out: Path) -> list[Path]:
+    """Write the report of all complete runs below a folder.
+
+    Args:
+        results_dir: as ``bench.store`` lays it out.
+        out: gets ``index.html``, ``report.md``, ``figures/`` (.png, .pdf) and ``tables/`` (.md, .csv).
+            All are made in a folder of their own first and then moved, so that an interrupted report leaves
+            an older one whole; other files in it stay.
+
+    Returns:
+        The files written, ``index.html`` first.
+
+    Raises:
+        BadInput: there is no complete run, or a stored one is damaged.
+    """
+    return write_report(load_results(results_dir), load_rounds(results_dir), out, results_dir)
+
+
+def write_report(
+    results: pd.DataFrame, rounds: pd.DataFrame, out: Path, results_dir: Path | None = None
+) -> list[Path]:
+    """Write the report of runs already loaded by ``bench.store``; otherwise as ``build_report``."""
+    complete = results["status"] == "complete"
+    if not complete.any():
+        raise BadInput(
+            f"results: none of {len(results)} runs is complete; run them again with `flora-bench run`"
+        )
+    runs = label_runs(results[complete])
+    sections, listed = _sections(runs, label_rounds(rounds, runs)), run_table(results, results_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as folder:
+        made = Path(folder)
+        _write_parts(sections, listed, made)
+        context = {
+            "title": TITLE,
+            "overview": overview(runs, results[~complete]),
+            "sections": sections,
+            "notes": notes(runs),
+            "runs": listed,
+            "number": _numbering(sections, listed),
+        }
+        _write(made / "report.md", environment().get_template("report.md.j2").render(context))
+        context["image"] = lambda name: _image(made / "figures" / f"{name}.png")
+        # The table's own template escapes what is in it.
+        context["html"] = lambda table, label="": Markup(table.to_html(label))
+        _write(made / "index.html", environment().get_template("page.html.j2").render(context))
+        return _move(made, out)
+
+
+def _sections(runs: pd.DataFrame, rounds: pd.DataFrame) -> list[Section]:
+    styles = styles_of(runs)
+    made = []
+    for (task, model), part in runs.groupby(["task", "model"], sort=True):
+        its_rounds = rounds[rounds["config_hash"].isin(part["config_hash"])]
+        costs = [cost_table(cell) for cell in cells_of(part)]
+        section = Section(str(task), str(model), accuracy_table(part), costs[0], costs[1:])
+        _draw(section, part, its_rounds, styles)
+        made.append(section)
+    return made
+
+
+def _draw(section: Section, runs: pd.DataFrame, rounds: pd.DataFrame, styles: dict[str, Style]) -> None:
+    """Draw what the runs have data for; the section says what is left out, and why."""
+    levels = sorted(runs["shots"].drop_duplicates(), key=lambda s: (not pd.isna(s), -1 if pd.isna(s) else -s))
+    some = levels if len(levels) <= _LEVELS_DRAWN else [levels[0], levels[-1]]
+    omitted = "" if len(levels) <= _LEVELS_DRAWN else " Other numbers of shots: see the curves over shots."
+    main = runs[_at(runs, levels[:1])]
+    rounds, trained = rounds[_at(rounds, some)], runs[runs["method"] != "zero_shot"]
+    zero = " Dashed: zero-shot." if "zero_shot_accuracy" in runs else ""
+    band = _interval_text(trained, "band") + zero + omitted
+    bar = _interval_text(main, "whisker") + (
+        f" Runs with {shots_label(levels[0])}." if len(levels) > 1 else ""
+    )
+    plans: list[tuple[str, Callable[..., Figure], pd.DataFrame, str]] = [
+        ("rounds", figures.accuracy_over_rounds, rounds, f"Test accuracy by round. {band}"),
+        ("bytes", figures.accuracy_over_bytes, rounds, f"Test accuracy by bytes sent. {band}"),
+        (
+            "shots",
+            figures.few_shot_curves,
+            runs,
+            f"Test accuracy after the last round by shots. {_interval_text(trained, 'band')}{zero}",
+        ),
+        (
+            "time",
+            figures.time_bars,
+            main,
+            f"Training time, and the set-up before it (loading, zero-shot, features). {bar}",
+        ),
+        ("memory", figures.memory_bars, main, f"Peak memory. {bar}"),
+    ]
+    for kind, draw, frame, caption in plans:
+        try:
+            figure = draw(frame, styles=styles)
+        except figures.NothingToDraw as missing:
+            section.skipped.append(f"{caption.partition('.')[0]}: {missing}.")
+            continue
+        name = f"{kind}-{slug(f'{section.task} {section.model}')}"
+        place = section.cost_figures if kind in ("time", "memory") else section.accuracy_figures
+        place.append(Drawn(name, caption, _alt(caption, frame), figure))
+
+
+def _at(frame: pd.DataFrame, levels: Sequence[Any]) -> pd.Series:
+    missing = frame["shots"].isna() & any(pd.isna(level) for level in levels)
+    return missing | frame["shots"].isin([level for level in levels if not pd.isna(level)])
+
+
+def _interval_text(runs: pd.DataFrame, what: str) -> str:
+    n = runs.groupby(ROW, dropna=False, observed=True).size()
+    if max(n, default=1) == 1:
+        return "One seed, so no interval."
+    cut = ", cut at the frame" if what == "band" else ""
+    return f"{n_text(n).capitalize()}; {what}: 95 % t-interval over seeds{cut}."
+
+
+def _alt(caption: str, frame: pd.DataFrame) -> str:
+    methods = ", ".join(map(str, frame["method_label"].cat.remove_unused_categories().cat.categories))
+    splits = ", ".join(map(str, frame["split_label"].cat.remove_unused_categories().cat.categories))
+    return f"{caption.partition('.')[0]} for {methods}; splits: {splits}. The final values are in the tables."
+
+
+def _numbering(sections: Sequence[Section], listed: Table) -> dict[str, str]:
+    """Tables and figures are counted through the whole page, in its order."""
+    tables = [table.name for section in sections for table in section.tables]
+    drawn = [figure.name for section in sections for figure in section.drawn]
+    numbered = {name: f"Table {index}" for index, name in enumerate([*tables, listed.name], 1)}
+    return numbered | {name: f"Figure {index}" for index, name in enumerate(drawn, 1)}
+
+
+def _write_parts(sections: Sequence[Section], listed: Table, folder: Path) -> None:
+    for name in ("figures", "tables"):
+        (folder / name).mkdir()
+    for section in sections:
+        for drawn in section.drawn:
+            figures.save(drawn.figure, folder / "figures" / drawn.name)
+    for table in [*(table for section in sections for table in section.tables), listed]:
+        _write(folder / "tables" / f"{table.name}.md", table.to_markdown())
+        _write(folder / "tables" / f"{table.name}.csv", table.data.to_csv(index=False, lineterminator="\n"))
+
+
+def _image(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _move(made: Path, out: Path) -> list[Path]:
+    """Put the files in their places, those that refer to others last."""
+    files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    files.sort(key=lambda path: len(path.parts) == 1)
+    for path in files:
+        (out / path).parent.mkdir(exist_ok=True)
+        os.replace(made / path, out / path)
+    return sorted((out / path for path in files), key=lambda path: path != out / "index.html")

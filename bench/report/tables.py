@@ -1,0 +1,265 @@
+"""The accuracy and cost tables: as data frames of numbers, and as text to be set in Markdown or HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from bench.report.names import METHODS, label_runs, shots_label
+from bench.report.statistics import mean_interval, ratio_to
+from bench.report.text import ABSENT, bytes_text, digits, escape_markdown, keep_brackets_whole, n_text, slug
+
+BELOW = "▼"
+CELL = ["task", "model", "split_label", "shots"]
+ROW = [*CELL, "method_label"]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A measured cost: the summary column, its heading, and how a value is written."""
+
+    column: str
+    heading: str
+    text: Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table: its text, a second text in brackets, and its marks."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+    below: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be set.
+
+    Attributes:
+        name: stem of its files.
+        caption: what is in it, with its units and n.
+        groups: headings that span columns, with the number of columns each spans; may be empty.
+        columns: a heading a column, that of the row names first.
+        rows: row name and cells.
+        data: the numbers behind it, one row an entry.
+    """
+
+    name: str
+    caption: str
+    groups: list[tuple[str, int]]
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+    data: pd.DataFrame
+
+    def to_markdown(self, label: str = "") -> str:
+        """Return the table as a Markdown pipe table under its caption, which ``label`` ("Table 1") opens."""
+        template = environment().get_template("table.md.j2")
+        return template.render(table=self, label=label, headings=self.headings)
+
+    def to_html(self, label: str = "") -> str:
+        """Return the table as an HTML ``figure``; every text in it is escaped."""
+        return environment().get_template("table.html.j2").render(table=self, label=label)
+
+    @property
+    def headings(self) -> list[str]:
+        """One heading a column where there is one line for them: its own, followed by that of its group."""
+        spans = [text for text, span in self.groups for _ in range(span)] or [""] * len(self.columns[1:])
+        own = [
+            f"{text}, {span}" if span else text for text, span in zip(self.columns[1:], spans, strict=True)
+        ]
+        return [self.columns[0], *own]
+
+
+def environment() -> jinja2.Environment:
+    """The templates beside this module: HTML escapes everything by itself, Markdown through ``md``."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"md": escape_markdown, "whole": keep_brackets_whole}
+    return made
+
+
+def zero_shot_reference(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean zero-shot accuracy (0 to 1) of each cell: one row a task, model, split and shots that has one.
+
+    Each run states what its own test set gave before training; a zero-shot run is its own reference.
+    """
+    runs = label_runs(runs)
+    own = runs["accuracy"].where(runs["method"] == "zero_shot")
+    stated = runs.get("zero_shot_accuracy", own)
+    table = mean_interval(runs.assign(zero_shot=stated.fillna(own)), CELL, "zero_shot")
+    return table.rename(columns={"mean": "zero_shot"})[[*CELL, "zero_shot"]]
+
+
+def accuracy_frame(runs: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy after the last round: mean over seeds, interval and marks.
+
+    Args:
+        runs: one row a complete run.
+
+    Returns:
+        One row a task, model, split, shots and method: ``n``, ``mean``, ``std``, ``half_width`` (0 to 1),
+        ``zero_shot`` (of the cell), ``best`` (highest of the trained methods of its cell, as far as the
+        printed digit tells them apart) and ``below_zero_shot``.
+    """
+    runs = label_runs(runs)
+    table = mean_interval(runs, [*ROW, "method"], "accuracy")
+    table = table.merge(zero_shot_reference(runs), on=CELL, how="left")
+    trained = table["method"] != "zero_shot"
+    shown = (table["mean"] * 100).round(1).where(trained)
+    cells = shown.groupby([table[c] for c in CELL], dropna=False, observed=True)
+    # The best of one is no finding.
+    table["best"] = trained & (shown == cells.transform("max")) & (cells.transform("count") > 1)
+    table["below_zero_shot"] = trained & (table["mean"] < table["zero_shot"])
+    return table
+
+
+def accuracy_table(runs: pd.DataFrame) -> Table:
+    """Method by split, shots as column groups, in percent; for the runs of one task and model.
+
+    The best trained method of a column is marked, and so is every one that lost accuracy against zero-shot.
+    Without a zero-shot run, its row is filled from what the other runs measured before training.
+    """
+    runs = label_runs(runs)
+    table = accuracy_frame(runs)
+    cells = table[["shots", "split_label", "zero_shot"]].drop_duplicates(["shots", "split_label"])
+    cells = cells.sort_values(["shots", "split_label"], na_position="first")
+    levels = [
+        (shots_label(s), str(split)) for s, split in zip(cells["shots"], cells["split_label"], strict=True)
+    ]
+    entries = {
+        (row.method_label, shots_label(row.shots), str(row.split_label)): _accuracy_cell(row)
+        for row in table.itertuples()
+    }
+    methods = list(table["method_label"].cat.remove_unused_categories().cat.categories)
+    if "zero_shot" not in set(table["method"]) and cells["zero_shot"].notna().any():
+        methods.insert(0, METHODS["zero_shot"])
+        for level, value in zip(levels, cells["zero_shot"], strict=True):
+            entries[METHODS["zero_shot"], *level] = Cell(ABSENT if pd.isna(value) else f"{100 * value:.1f}")
+    shots = list(dict.fromkeys(level[0] for level in levels))
+    return Table(
+        name=f"accuracy-{_slug(runs)}",
+        caption=_accuracy_caption(table),
+        groups=[(name, sum(level[0] == name for level in levels)) for name in shots],
+        columns=["Method", *(split for _, split in levels)],
+        rows=[(name, [entries.get((name, *level), Cell(ABSENT)) for level in levels]) for name in methods],
+        data=table,
+    )
+
+
+def cost_frame(runs: pd.DataFrame) -> pd.DataFrame:
+    """What each method costs: means over seeds, intervals, and how many times less than full fine-tuning.
+
+    Returns:
+        One row a task, model, split, shots and method: ``n`` and, for each measured quantity q (bytes,
+        seconds, parameters), ``q``, ``q_half_width`` and ``q_times_less`` (full fine-tuning / this method).
+    """
+    runs = label_runs(runs).assign(bytes=lambda frame: frame["bytes_up"] + frame["bytes_down"])
+    by = [*ROW, "method"]
+    table = runs.groupby(by, dropna=False, observed=True).size().rename("n").reset_index()
+    full = table["method"] == "full_finetune"
+    reference = full & ~table[full].duplicated(CELL).reindex(table.index, fill_value=False)
+    for quantity in _quantities(runs):
+        name = quantity.column
+        means = mean_interval(runs, by, name).rename(
+            columns={"mean": name, "half_width": f"{name}_half_width"}
+        )
+        table = table.merge(means[[*by, name, f"{name}_half_width"]], on=by, how="left")
+        table[f"{name}_times_less"] = ratio_to(table, CELL, reference, name)
+    return table
+
+
+def cost_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table:
+    """Parameters, bytes, seconds and memory by method; for the runs of one task, model, split and shots.
+
+    ``only`` names the quantities to show, by their columns, where that should not be all.
+
+    Where full fine-tuning ran too, each entry says in brackets how many times less it is.
+    """
+    runs = label_runs(runs)
+    table = cost_frame(runs)
+    quantities = [q for q in _quantities(runs) if not only or q.column in only]
+    rows = [
+        (str(row["method_label"]), [_cost_cell(row, quantity) for quantity in quantities])
+        for _, row in table.iterrows()
+    ]
+    where = f"{runs['split_label'].iloc[0]}, {shots_label(runs['shots'].iloc[0])}"
+    full = table.loc[table["method"] == "full_finetune", "method_label"]
+    ratio = (
+        f" In brackets: how many times less than {full.iloc[0]} (below 1: more)."
+        if len(full) and len(table) > 1
+        else ""
+    )
+    return Table(
+        name=f"cost-{_slug(runs)}-{slug(where)}",
+        caption=f"Cost of a run ({where}), {n_text(table['n'])}.{ratio}",
+        groups=[],
+        columns=["Method", *(quantity.heading for quantity in quantities)],
+        rows=rows,
+        data=table,
+    )
+
+
+def cells_of(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """The runs of each split and shots, those of most methods first, then all data before few shots."""
+    groups = label_runs(runs).groupby(["split_label", "shots"], dropna=False, observed=True)
+    return sorted(
+        (cell for _, cell in groups),
+        key=lambda cell: (-cell["method_label"].nunique(), bool(cell["shots"].notna().any())),
+    )
+
+
+def _slug(runs: pd.DataFrame) -> str:
+    return slug(f"{runs['task'].iloc[0]} {runs['model'].iloc[0]}")
+
+
+def _quantities(runs: pd.DataFrame) -> list[Quantity]:
+    """The costs that the runs measured; GPU memory only where there was a GPU."""
+    known = [
+        Quantity("trainable_parameters", "Trainable parameters", "{:,.0f}".format),
+        Quantity("payload_bytes", "Payload", bytes_text),
+        Quantity("bytes", "Sent, up + down", bytes_text),
+        Quantity("train_seconds", "Train (s)", digits),
+        Quantity("round_seconds", "Round (s)", digits),
+        Quantity("setup_seconds", "Set-up (s)", digits),
+        Quantity("features_seconds", "of it features (s)", digits),
+        Quantity("total_seconds", "Total (s)", digits),
+        Quantity("peak_memory_bytes", "Peak memory", bytes_text),
+        Quantity("peak_gpu_memory_bytes", "Peak GPU memory", bytes_text),
+    ]
+    measured = runs.assign(bytes=runs["bytes_up"] + runs["bytes_down"])
+    return [q for q in known if q.column in measured and measured[q.column].notna().any()]
+
+
+def _accuracy_cell(row: Any) -> Cell:
+    text = f"{100 * row.mean:.1f}"
+    if not pd.isna(row.half_width):
+        text += f" ± {100 * row.half_width:.1f}"
+    return Cell(text, best=bool(row.best), below=bool(row.below_zero_shot))
+
+
+def _cost_cell(row: pd.Series, quantity: Quantity) -> Cell:
+    value, ratio = row[quantity.column], row[f"{quantity.column}_times_less"]
+    if pd.isna(value):
+        return Cell(ABSENT)
+    noted = not pd.isna(ratio) and row["method"] not in ("full_finetune", "zero_shot")
+    return Cell(quantity.text(value), note=f"{digits(ratio)}×" if noted else "")
+
+
+def _accuracy_caption(table: pd.DataFrame) -> str:
+    interval = " ± half width of the 95 % t-interval" if table["half_width"].notna().any() else ""
+    marks = ["bold: best trained method of the column"] if table["best"].any() else []
+    marks += [f"{BELOW}: below zero-shot"] if table["below_zero_shot"].any() else []
+    text = f"Accuracy after the last round (%), {n_text(table['n'])}{interval}."
+    return f"{text} {'; '.join(marks).capitalize()}." if marks else text

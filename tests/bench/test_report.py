@@ -1,0 +1,695 @@
+"""The report from synthetic results: statistics, tables, figures and the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import itertools
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bench.report import figures, page
+from bench.report.names import label_rounds, label_runs, shots_label
+from bench.report.overview import notes, overview
+from bench.report.statistics import mean_interval, ratio_to, t_factor
+from bench.report.styles import styles_of
+from bench.report.tables import accuracy_frame, accuracy_table, cost_frame, cost_table, zero_shot_reference
+from bench.report.text import bytes_text, digits, escape_markdown, n_text, slug
+from flora.errors import BadInput
+
+LEVEL = {
+    "zero_shot": 0.0,
+    "flora": 0.22,
+    "full_finetune": 0.25,
+    "linear_probe": 0.17,
+    "attention_adapter": 0.06,
+}
+PARAMETERS = {
+    "zero_shot": 0,
+    "flora": 24_576,
+    "full_finetune": 151_277_313,
+    "linear_probe": 5_120,
+    "attention_adapter": 525_312,
+}
+HARDER = {"iid": 0.0, "dirichlet": 0.08, "pathological": 0.3}
+
+
+def make_run(method="flora", split="iid", shots=pd.NA, seed=0, rounds=10, **fields):
+    """One row of runs, as the store gives it; ``fields`` replace or add columns."""
+    rng = np.random.default_rng(
+        [len(method), len(split), 0 if shots is pd.NA else shots, seed if isinstance(seed, int) else 0]
+    )
+    weak = 1.0 if shots is pd.NA else 0.25 + 0.1 * np.log2(shots)
+    gain = (
+        LEVEL.get(method, 0.1) * weak
+        - HARDER.get(split, 0.1) * (method != "zero_shot")
+        + rng.normal(0, 0.004)
+    )
+    gain = 0.0 if method == "zero_shot" else gain
+    parameters = PARAMETERS.get(method, 10_000)
+    payload, slow = 4 * parameters, {"full_finetune": 30.0}.get(method, 1.0 + 0.2 * len(method) / 10)
+    trains = method != "zero_shot"
+    train = trains * slow * rounds * (0.2 if shots is not pd.NA else 1.0) * (1 + rng.normal(0, 0.01))
+    run = {
+        "task": "cifar10",
+        "model": "ViT-B-32:openai",
+        "method": method,
+        "split": split,
+        "shots": shots,
+        "seed": seed,
+        "clients": 10,
+        "rounds": rounds,
+        "batch_size": 128,
+        "device": "cpu",
+        "acceleration": "exact",
+        "method.rank": 2.0 if method == "flora" else np.nan,
+        "split.beta": 0.1 if split == "dirichlet" else np.nan,
+        "split.classes_per_client": 2.0 if split == "pathological" else np.nan,
+        "optimizer.lr": 5e-5,
+        "status": "complete",
+        "accuracy": 0.62 + gain,
+        "best_accuracy": 0.62 + gain + 0.01,
+        "zero_shot_accuracy": 0.62,
+        "train_seconds": train,
+        "round_seconds": train / rounds,
+        "total_seconds": train + 20.0,
+        "setup_seconds": 12.5 if trains and method != "full_finetune" else 0.8,
+        "peak_memory_bytes": 4.9e9 if method == "full_finetune" else 1.9e9 + 1e8 * len(method),
+        "peak_gpu_memory_bytes": np.nan,
+        "bytes_up": payload * 10 * rounds,
+        "bytes_down": payload * 10 * rounds,
+        "payload_bytes": payload,
+        "trainable_parameters": parameters,
+        "environment.cpu": "Imaginary 9000, 2 cores",
+        "environment.packages.torch": "2.15.0",
+        "environment.git_commit": "0123abc",
+    } | fields
+    path = "/".join(
+        str(run[c])
+        for c in ("task", "model", "method", "split", "shots", "seed", "method.rank", "split.beta")
+    )
+    run["config_hash"] = hashlib.sha256(path.encode()).hexdigest()[:12]
+    run["path"] = f"results/{run['task']}/{method}/{run['config_hash']}/run.json"
+    return run | fields
+
+
+def make_rounds(run):
+    """A curve that climbs from zero-shot to the run's accuracy."""
+    last = 0 if run["method"] == "zero_shot" else run["rounds"]
+    climb = [1 - np.exp(-3 * index / max(last, 1)) for index in range(last + 1)]
+    start, gain = run["zero_shot_accuracy"], run["accuracy"] - run["zero_shot_accuracy"]
+    keys = ("task", "model", "method", "split", "shots", "seed", "config_hash")
+    sent = (run["bytes_up"] + run["bytes_down"]) / max(last, 1)
+    return [
+        {key: run[key] for key in keys}
+        | {
+            "round": index,
+            "accuracy": start + gain * share / (climb[-1] or 1.0),
+            "loss": np.nan if index == 0 else 1.0 / index,
+            "cumulative_bytes": sent * index,
+            "cumulative_seconds": run["train_seconds"] * index / max(last, 1),
+        }
+        for index, share in enumerate(climb)
+    ]
+
+
+def make_results(
+    *, methods=tuple(LEVEL), splits=tuple(HARDER), shots=(pd.NA, 4), seeds=(0, 1), rounds=10, extra=()
+):
+    """Runs and rounds of every combination, and of the ``extra`` rows."""
+    cells = itertools.product(methods, splits, shots, seeds)
+    rows = [make_run(m, split, n, seed, rounds) for m, split, n, seed in cells] + list(extra)
+    runs, records = pd.DataFrame(rows), pd.DataFrame([record for row in rows for record in make_rounds(row)])
+    return tuple(frame.astype({"shots": "Int64"}) for frame in (runs, records))
+
+
+def make_runs(*rows):
+    """Runs of these rows alone."""
+    return pd.DataFrame(list(rows)).astype({"shots": "Int64"})
+
+
+def make_small():
+    """Three methods on two splits, enough for every figure but the curves over shots."""
+    return make_results(
+        methods=("zero_shot", "flora", "full_finetune"), splits=("iid", "dirichlet"), shots=(pd.NA,), rounds=3
+    )
+
+
+def labelled(results):
+    runs, rounds = results
+    runs = label_runs(runs)
+    return runs, label_rounds(rounds, runs)
+
+
+# Statistics
+
+
+def test_t_factor_over_three_seeds_is_not_that_of_the_normal():
+    assert t_factor(3) == pytest.approx(4.302653, abs=1e-6)
+    assert t_factor(2) == pytest.approx(12.706205, abs=1e-6)
+    assert np.isnan(t_factor(1))
+
+
+def test_interval_of_three_values_in_closed_form():
+    frame = pd.DataFrame({"m": "a", "x": [1.0, 2.0, 3.0]})
+    row = mean_interval(frame, ["m"], "x").iloc[0]
+    assert (row["n"], row["mean"], row["std"]) == (3, 2.0, 1.0)
+    assert row["half_width"] == pytest.approx(4.302653 / 3**0.5, abs=1e-6)
+
+
+def test_one_seed_has_no_interval():
+    row = mean_interval(pd.DataFrame({"m": ["a"], "x": [1.0]}), ["m"], "x").iloc[0]
+    assert row["mean"] == 1.0
+    assert np.isnan(row["half_width"])
+
+
+def test_missing_shots_are_a_group_and_missing_values_do_not_count():
+    frame = pd.DataFrame({"shots": pd.array([None, None, 4, 4], dtype="Int64"), "x": [1.0, 3.0, 5.0, np.nan]})
+    table = mean_interval(frame, ["shots"], "x")
+    assert dict(zip(table["shots"].fillna(0), table["n"], strict=True)) == {4: 1, 0: 2}
+    assert table.set_index(table["shots"].fillna(0))["mean"].to_dict() == {4: 5.0, 0: 2.0}
+
+
+def test_ratio_is_reference_over_value_within_its_group():
+    table = pd.DataFrame(
+        {"g": [1, 1, 2, 3, 3], "ref": [True, False, False, True, False], "x": [8.0, 2, 5, 9, 0]}
+    )
+    ratio = ratio_to(table, ["g"], table["ref"], "x")
+    np.testing.assert_array_equal(ratio, [1.0, 4.0, np.nan, 1.0, np.nan])
+
+
+# Names
+
+
+def test_known_names_are_spelled_out_and_others_stand_as_they_are():
+    runs = label_runs(make_results(methods=(*LEVEL, "my_method"), shots=(pd.NA,), seeds=(0,))[0])
+    assert list(runs["method_label"].cat.categories) == [
+        "Zero-shot", "Full fine-tuning", "Linear probe", "Attention adapter", "FLoRA", "my_method",
+    ]  # fmt: skip
+    assert list(runs["split_label"].cat.categories) == [
+        "IID",
+        "Dirichlet (β = 0.1)",
+        "Pathological (2 classes)",
+    ]
+
+
+def test_only_options_that_vary_are_in_a_label():
+    runs = make_runs(
+        make_run(**{"method.rank": 8.0, "method.alpha": 32.0}),
+        make_run(**{"method.rank": 16.0, "method.alpha": 32.0}),
+        make_run("linear_probe"),
+    )
+    assert list(label_runs(runs)["method_label"].cat.categories) == [
+        "Linear probe", "FLoRA (rank 8)", "FLoRA (rank 16)",
+    ]  # fmt: skip
+
+
+def test_splits_of_two_betas_differ():
+    runs = make_runs(make_run(split="dirichlet"), make_run(split="dirichlet", **{"split.beta": 1.0}))
+    assert list(label_runs(runs)["split_label"]) == ["Dirichlet (β = 0.1)", "Dirichlet (β = 1)"]
+
+
+def test_what_a_split_measured_is_no_option():
+    runs = make_runs(
+        *(make_run(seed=s, **{"split.fingerprint": str(s), "split.label_skew": s / 7}) for s in (0, 1))
+    )
+    assert list(label_runs(runs)["split_label"].cat.categories) == ["IID"]
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_never_averaged():
+    runs = make_runs(make_run(accuracy=0.5), make_run(accuracy=0.9, **{"optimizer.lr": 1e-3}))
+    frame = accuracy_frame(runs)
+    assert list(frame["method_label"]) == ["FLoRA (lr 5e-05)", "FLoRA (lr 0.001)"]
+    assert list(frame["n"]) == [1, 1]
+
+
+def test_settings_that_follow_the_split_name_nothing():
+    runs = make_runs(make_run(), make_run(split="domain", clients=4))
+    assert set(label_runs(runs)["method_label"]) == {"FLoRA"}
+
+
+def test_seeds_on_two_gpus_of_a_machine_share_a_label():
+    runs = make_runs(make_run(device="cuda:0"), make_run(seed=1, device="cuda:1"))
+    assert accuracy_frame(runs)["n"].tolist() == [2]
+
+
+@pytest.mark.parametrize(("shots", "text"), [(pd.NA, "all data"), (1, "1 shot"), (16, "16 shots")])
+def test_shots_label(shots, text):
+    assert shots_label(shots) == text
+
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (98_304, "98.3 kB"),
+        (605_109_252, "605 MB"),
+        (999_600, "1.00 MB"),
+        (2e13, "20.0 TB"),
+    ],
+)
+def test_bytes_text(value, text):
+    assert bytes_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.0521, "0.0521"), (12.345, "12.3"), (1234.5, "1,234")]
+)
+def test_digits(value, text):
+    assert digits(value) == text
+
+
+def test_n_text():
+    assert [n_text([1, 1]), n_text([3, 3]), n_text([1, 3])] == [
+        "one seed", "mean of n = 3 seeds", "mean of n = 1 to 3 seeds",
+    ]  # fmt: skip
+
+
+def test_slug_keeps_to_one_folder():
+    assert slug("folder:../../etc ViT-B-32:openai") == "folder-__-__-etc-vit-b-32-openai"
+    assert slug("β") == "unnamed"
+
+
+def test_markdown_is_escaped():
+    assert escape_markdown("a|b_*<script>\nc") == "a\\|b\\_\\*&lt;script&gt; c"
+
+
+# Tables
+
+
+def test_best_trained_method_and_those_below_zero_shot_are_marked():
+    runs = make_runs(
+        make_run("zero_shot", accuracy=0.62),
+        make_run("flora", accuracy=0.70),
+        make_run("linear_probe", accuracy=0.61),
+    )
+    frame = accuracy_frame(runs).set_index("method")
+    assert frame.index[frame["best"]].tolist() == ["flora"]
+    assert frame.index[frame["below_zero_shot"]].tolist() == ["linear_probe"]
+    markdown = accuracy_table(runs).to_markdown()
+    assert "| FLoRA | **70.0** |" in markdown
+    assert "| Linear probe | 61.0 ▼ |" in markdown
+    assert "▼: below zero-shot" in markdown
+
+
+def test_zero_shot_itself_is_never_best():
+    runs = make_runs(
+        make_run("zero_shot", accuracy=0.9),
+        make_run("flora", accuracy=0.5),
+        make_run("linear_probe", accuracy=0.4),
+    )
+    assert accuracy_frame(runs).set_index("method")["best"].to_dict() == {
+        "zero_shot": False, "flora": True, "linear_probe": False,
+    }  # fmt: skip
+
+
+def test_methods_that_print_the_same_are_both_best_and_one_alone_is_not():
+    tied = make_runs(make_run("flora", accuracy=0.70004), make_run("linear_probe", accuracy=0.70001))
+    assert accuracy_frame(tied)["best"].all()
+    assert not accuracy_frame(make_runs(make_run())).best.any()
+
+
+def test_marks_are_those_of_their_own_column():
+    cells = itertools.product(("flora", "linear_probe"), ("iid", "domain"))
+    accuracies = (0.8, 0.6, 0.7, 0.9)
+    runs = make_runs(*(make_run(*cell, accuracy=a) for cell, a in zip(cells, accuracies, strict=True)))
+    best = accuracy_frame(runs).query("best")
+    assert set(zip(best["method"], best["split_label"], strict=True)) == {
+        ("flora", "IID"),
+        ("linear_probe", "Domain"),
+    }
+
+
+def test_accuracy_table_has_shots_as_column_groups_and_the_interval():
+    runs, _ = make_results(seeds=(0, 1, 2))
+    table = accuracy_table(runs)
+    assert table.groups == [("all data", 3), ("4 shots", 3)]
+    assert table.columns[1:] == ["IID", "Dirichlet (β = 0.1)", "Pathological (2 classes)"] * 2
+    values = runs.query("method == 'flora' and split == 'iid' and shots.isna()")["accuracy"] * 100
+    half = 4.302653 * values.std() / 3**0.5
+    assert dict(table.rows)["FLoRA"][0].text == f"{values.mean():.1f} ± {half:.1f}"
+
+
+def test_a_cell_that_was_not_run_shows_a_dash():
+    runs = make_runs(make_run(), make_run(split="domain"), make_run("linear_probe"))
+    assert [cell.text for cell in dict(accuracy_table(runs).rows)["Linear probe"]][1] == "–"
+
+
+def test_zero_shot_row_comes_from_the_other_runs_where_it_was_not_run():
+    table = accuracy_table(make_runs(make_run(zero_shot_accuracy=0.321)))
+    assert table.rows[0][0] == "Zero-shot"
+    assert table.rows[0][1][0].text == "32.1"
+
+
+def test_zero_shot_reference_is_that_of_its_own_cell():
+    runs = make_runs(make_run(zero_shot_accuracy=0.3), make_run(split="domain", zero_shot_accuracy=0.5))
+    reference = zero_shot_reference(runs)
+    assert dict(zip(reference["split_label"], reference["zero_shot"], strict=True)) == {
+        "IID": 0.3,
+        "Domain": 0.5,
+    }
+
+
+def test_cost_ratios_say_how_many_times_less_than_full_fine_tuning():
+    runs = make_runs(
+        make_run("full_finetune", train_seconds=347.2, peak_memory_bytes=2.47e9, setup_seconds=0.0),
+        make_run("flora", train_seconds=10.0, peak_memory_bytes=1e9),
+    )
+    row = cost_frame(runs).set_index("method").loc["flora"]
+    assert row["train_seconds_times_less"] == pytest.approx(34.72)
+    assert row["peak_memory_bytes_times_less"] == pytest.approx(2.47)
+    assert row["trainable_parameters_times_less"] == pytest.approx(151_277_313 / 24_576)
+    assert np.isnan(row["setup_seconds_times_less"])
+    cells = dict(zip(cost_table(runs).columns[1:], dict(cost_table(runs).rows)["FLoRA"], strict=True))
+    assert (cells["Train (s)"].text, cells["Train (s)"].note) == ("10.0", "34.7×")
+    assert (cells["Payload"].text, cells["Set-up (s)"].note) == ("98.3 kB", "")
+
+
+def test_cost_without_full_fine_tuning_has_no_ratio():
+    table = cost_table(make_runs(make_run(), make_run("linear_probe")))
+    assert not any(cell.note for _, cells in table.rows for cell in cells)
+    assert "times less" not in table.caption
+
+
+def test_gpu_memory_is_a_column_only_where_it_was_measured():
+    assert "Peak GPU memory" not in cost_table(make_runs(make_run())).columns
+    assert "Peak GPU memory" in cost_table(make_runs(make_run(peak_gpu_memory_bytes=1e9))).columns
+
+
+def test_markdown_table_is_rectangular():
+    lines = accuracy_table(make_results()[0]).to_markdown().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + 5
+    assert {line.count("|") for line in rows} == {8}
+
+
+def test_html_table_is_escaped():
+    html = accuracy_table(make_runs(make_run("<script>alert(1)</script>"))).to_html()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+# Figures
+
+
+def test_a_method_looks_the_same_in_every_set_and_variants_keep_apart():
+    alone = styles_of(make_runs(make_run()))
+    many = styles_of(make_results(methods=(*LEVEL, "a", "b"))[0])
+    assert alone["FLoRA"] == many["FLoRA"]
+    assert len({(s.colour, s.marker, str(s.line)) for s in many.values()}) == len(many)
+    variants = styles_of(make_runs(*(make_run(**{"method.rank": r}) for r in (2.0, 4.0, 8.0))))
+    assert len({s.marker for s in variants.values()}) == len({s.hatch for s in variants.values()}) == 3
+
+
+def test_panels_are_split_by_shots_with_zero_shot_dashed():
+    _, rounds = labelled(make_results(rounds=2))
+    figure = figures.accuracy_over_rounds(rounds)
+    assert [" ".join(axes.get_title().split()) for axes in figure.axes] == [
+        "IID", "Dirichlet (β = 0.1)", "Pathological (2 classes)",
+        "IID, 4 shots", "Dirichlet (β = 0.1), 4 shots", "Pathological (2 classes), 4 shots",
+    ]  # fmt: skip
+    levels = [line for line in figure.axes[0].lines if line.is_dashed() and len(set(line.get_ydata())) == 1]
+    assert [float(line.get_ydata()[0]) for line in levels] == [pytest.approx(62.0)]
+
+
+def test_curve_shows_the_mean_and_band_of_its_seeds():
+    _, rounds = labelled(make_results(methods=("flora",), splits=("iid",), shots=(pd.NA,), rounds=2))
+    axes = figures.accuracy_over_rounds(rounds).axes[0]
+    last = 100 * rounds.query("round == 2")["accuracy"]
+    assert axes.lines[0].get_ydata()[-1] == pytest.approx(last.mean())
+    top = axes.collections[0].get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx(last.mean() + 12.706205 * last.std() / 2**0.5, rel=1e-6)
+
+
+def test_bytes_are_on_a_logarithmic_axis_without_round_zero():
+    _, rounds = labelled(make_small())
+    axes = figures.accuracy_over_bytes(rounds).axes[0]
+    assert axes.get_xscale() == "log"
+    assert min(min(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 3) > 0
+
+
+@pytest.mark.parametrize("factor", [1.5, 4.0, 20.0, 1e5])
+def test_bytes_axis_has_one_to_five_labels_whatever_its_span(factor):
+    rounds = labelled(make_small())[1]
+    sent = 70_000 * np.where(rounds["round"] < 2, 1.0, factor)
+    axes = figures.accuracy_over_bytes(rounds.assign(cumulative_bytes=sent)).axes[0]
+    low, high = axes.get_xlim()
+    assert 1 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= 5
+
+
+def test_a_flat_curve_is_framed_by_five_points():
+    rounds = labelled(make_small())[1].assign(accuracy=0.895, zero_shot_accuracy=0.895)
+    low, high = figures.accuracy_over_rounds(rounds).axes[0].get_ylim()
+    assert high - low == pytest.approx(5.0)
+
+
+def test_drawing_into_given_axes():
+    _, rounds = labelled(make_small())
+    figure = Figure()
+    axes = figure.subplots()
+    assert figures.accuracy_over_rounds(rounds[rounds["split"] == "iid"], axes) is figure
+    assert axes.get_xlabel() == "Round"
+    assert axes.get_ylabel() == "Accuracy (%)"
+
+
+@pytest.mark.parametrize("kind", ["accuracy_over_rounds", "accuracy_over_bytes", "time_bars", "memory_bars"])
+def test_no_two_texts_overlap(kind):
+    runs, rounds = labelled(make_results(rounds=3))
+    main = runs[runs["shots"].isna()]
+    figure = getattr(figures, kind)(rounds if kind.startswith("accuracy") else main)
+    figure.draw_without_rendering()
+    texts = [*(axes.title for axes in figure.axes), *(note for axes in figure.axes for note in axes.texts)]
+    texts += [text for legend in figure.legends for text in legend.get_texts()]
+    for axes in figure.axes:
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            shown = [tick for tick in axis.get_major_ticks() if min(limits) <= tick.get_loc() <= max(limits)]
+            texts += [tick.label1 for tick in shown]
+    boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
+    clashes = [(a, b) for a, b in itertools.combinations(boxes, 2) if a.fully_overlaps(b)]
+    assert len(boxes) > 10
+    assert not clashes
+
+
+def test_few_shot_curves_need_two_numbers_of_shots():
+    runs, _ = make_results(methods=("flora",), splits=("iid",))
+    with pytest.raises(figures.NothingToDraw, match="two numbers of shots"):
+        figures.few_shot_curves(runs)
+    runs, _ = make_results(methods=("flora",), splits=("iid",), shots=(pd.NA, 1, 4, 16))
+    axes = figures.few_shot_curves(runs).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "16", "all"]
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 2, 4])
+
+
+def test_time_needs_a_trained_method_and_bars_state_training_and_set_up():
+    with pytest.raises(figures.NothingToDraw):
+        figures.time_bars(make_runs(make_run("zero_shot")))
+    axes = figures.time_bars(make_runs(make_run(train_seconds=30.0, setup_seconds=12.5))).axes[0]
+    assert [patch.get_width() for patch in axes.patches] == [30.0, 12.5]
+    assert [note.get_text() for note in axes.texts] == ["30.0 + 12.5"]
+
+
+def test_memory_is_that_of_the_gpu_where_all_ran_on_one():
+    figure = figures.memory_bars(make_runs(make_run(peak_gpu_memory_bytes=3e9)))
+    assert figure.get_supxlabel() == "Peak GPU memory"
+    assert figure.axes[0].patches[0].get_width() == 3e9
+    with pytest.raises(figures.NothingToDraw):
+        figures.memory_bars(make_runs(make_run(peak_memory_bytes=np.nan)))
+
+
+@pytest.mark.parametrize("peak", [1e9, 4.6e9, 4.9e9, 6.1e9])
+def test_no_label_stands_at_the_end_of_a_bar_axis(peak):
+    runs, _ = make_results(methods=("flora",), shots=(pd.NA,), seeds=(0,))
+    axes = figures.memory_bars(runs.assign(peak_memory_bytes=peak)).axes[0]
+    assert axes.get_xlim()[1] > peak
+    assert max(axes.get_xticks()) < 0.9 * axes.get_xlim()[1]
+
+
+def test_names_are_not_read_as_mathematics(tmp_path):
+    run = make_run("_$x_{$")
+    runs = label_runs(make_runs(run))
+    figure = figures.accuracy_over_rounds(
+        label_rounds(pd.DataFrame(make_rounds(run)).astype({"shots": "Int64"}), runs)
+    )
+    figures.save(figure, tmp_path / "odd")
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()[1:]] == ["_\\$x_{\\$"]
+
+
+def test_two_builds_give_the_same_bytes_and_pdf_embeds_its_fonts(tmp_path):
+    runs, _ = labelled(make_small())
+    first, again = (figures.save(figures.time_bars(runs), tmp_path / name) for name in ("a", "b"))
+    for one, other in zip(first, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    pdf = first[1].read_bytes()
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
+    assert b"CreationDate" not in pdf
+    image = Image.open(first[0])
+    assert image.width == 7 * 200
+    assert "Software" not in image.info
+
+
+def test_drawing_leaves_the_global_settings_alone(tmp_path):
+    before = dict(mpl.rcParams)
+    figures.save(figures.memory_bars(make_runs(make_run())), tmp_path / "a")
+    assert dict(mpl.rcParams) == before
+
+
+# Page
+
+
+class Reader(HTMLParser):
+    """Collects tags with their attributes, and the text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report with a hostile name, a failed run, and no curves over shots."""
+    hostile = [make_run('a_b<script>alert("x")</script>', seed=seed, rounds=2) for seed in (0, 1)]
+    failed = make_run(seed=9, status="failed", accuracy=np.nan, total_seconds=np.nan)
+    runs, rounds = make_results(
+        methods=("zero_shot", "flora"), splits=("iid",), shots=(pd.NA,), rounds=2, extra=[*hostile, failed]
+    )
+    out = tmp_path_factory.mktemp("report") / "out"
+    files = page.write_report(runs, rounds, out, Path("results"))
+    return (
+        out,
+        files,
+        (out / "index.html").read_text(encoding="utf-8"),
+        (out / "report.md").read_text("utf-8"),
+    )
+
+
+def test_page_asks_for_nothing_elsewhere(report):
+    _, _, html, _ = report
+    assert not re.search(r"https?://|//[a-z]+\.|@import|url\(", html)
+    tags = Reader(html).tags
+    sources = [value for _, attrs in tags for key, value in attrs.items() if key in {"src", "href", "srcset"}]
+    assert len(sources) == 4
+    for source in sources:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/png;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(data))).width > 0
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in tags}
+
+
+def test_page_escapes_names_but_shows_them(report):
+    _, _, html, markdown = report
+    assert "<script" not in html
+    assert 'a_b<script>alert("x")</script>' in Reader(html).text
+    assert "<script" not in markdown
+    assert "a\\_b&lt;script&gt;" in markdown
+
+
+def test_page_counts_what_is_left_out_and_lists_every_run(report):
+    _, _, html, _ = report
+    text = " ".join(Reader(html).text.split())
+    assert "6 complete runs of 3 methods on 1 task (cifar10)" in text
+    assert "1 run (failed) is left out." in text
+    assert html.count("/run.json") == 7
+    assert "results/" not in html
+
+
+def test_page_says_what_is_not_drawn(report):
+    out, _, html, _ = report
+    assert "at least two numbers of shots" in html
+    assert not list(out.glob("figures/shots-*"))
+
+
+def test_page_has_headings_in_order_and_alternative_texts(report):
+    tags = Reader(report[2]).tags
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert all("FLoRA" in attrs["alt"] for tag, attrs in tags if tag == "img")
+
+
+def test_captions_state_seeds_and_interval(report):
+    text = " ".join(Reader(report[2]).text.split())
+    assert "Figure 1. Test accuracy by round. Mean of n = 2 seeds; band: 95 % t-interval over seeds" in text
+
+
+def test_every_file_is_there_and_links_lead_to_files(report):
+    out, files, _, markdown = report
+    assert files[0] == out / "index.html"
+    assert sorted(files) == sorted(path for path in out.rglob("*") if path.is_file())
+    links = re.findall(r"\]\(([^)]+)\)", markdown)
+    assert len(links) == 8
+    assert all((out / link).is_file() for link in links)
+    numbers = pd.read_csv(next(out.glob("tables/accuracy-*.csv")))
+    assert {"mean", "half_width", "n", "best", "below_zero_shot"} <= set(numbers.columns)
+
+
+def test_interrupted_report_leaves_the_old_one_whole(tmp_path, monkeypatch):
+    (tmp_path / "index.html").write_text("old")
+    (tmp_path / "mine.txt").write_text("kept")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page, "_image", fail)
+    results = make_results(methods=("flora",), splits=("iid",), shots=(pd.NA,), seeds=(0,), rounds=1)
+    with pytest.raises(KeyboardInterrupt):
+        page.write_report(*results, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "index.html": "old",
+        "mine.txt": "kept",
+    }
+
+
+def test_report_of_no_complete_run_is_refused(tmp_path):
+    runs, rounds = make_runs(make_run(status="failed")), pd.DataFrame(make_rounds(make_run()))
+    with pytest.raises(BadInput, match="none of 1 runs is complete"):
+        page.write_report(runs, rounds, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_build_report_reads_the_store(tmp_path, monkeypatch):
+    results = make_results(methods=("zero_shot",), splits=("iid",), shots=(pd.NA,), seeds=(0,))
+    monkeypatch.setattr(page, "load_results", lambda folder: results[0])
+    monkeypatch.setattr(page, "load_rounds", lambda folder: results[1])
+    files = page.build_report(tmp_path / "results", tmp_path / "out")
+    assert "no trained method has a round" in files[0].read_text(encoding="utf-8")
+
+
+def test_overview_of_seeds_of_two_kinds_and_machines():
+    runs = label_runs(
+        make_runs(
+            make_run(), make_run(seed="0-1-0-0", **{"environment.cpu": "Other"}), make_run(seed=2, shots=4)
+        )
+    )
+    text = overview(runs, runs.iloc[:0])
+    assert "with all data and 4 shots, seeds 0, 2 and 0-1-0-0." in text
+    assert "left out" not in text
+    assert any("more than one kind of machine" in note for note in notes(runs))
+
+
+def test_notes_say_what_seconds_leave_out():
+    exact, none = (label_runs(make_runs(make_run(acceleration=mode))) for mode in ("exact", "none"))
+    assert any("that time is in set-up and not in train" in note for note in notes(exact))
+    assert not any("not in train" in note for note in notes(none))
+    assert notes(exact)[0].startswith("Every entry is one run")
