@@ -11,13 +11,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
-from bench.catalogue import load_method
+from bench.catalogue import load_method, method_modules
 from bench.splits import SPLITS, SplitConfig
 from flora.errors import BadInput, nearest
 from flora.settings import SGD, Adam, Options, Seeds, Settings, Training
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
-_SHOULD = re.compile(r"^Input should")
+# What may stand for a section, besides a mapping.
+_SHORT_FORMS = {
+    **dict.fromkeys(("model", "method", "split", "optimizer"), "a name or "),
+    "seed": "a whole number or ",
+}
+_SHOULD = re.compile(r"^\w+ should")
 
 
 class Model(Settings):
@@ -54,12 +59,17 @@ def _method_options(value: object) -> object:
     """Read a method's options by the class the method itself declares for them."""
     if not isinstance(value, dict):
         return value
-    if not isinstance(name := value.get("name"), str):
-        raise BadInput(f"method.name: {name!r} is no method's name")
+    options = _options_of(value)
     try:
-        return load_method(name).Options.model_validate(value)
+        return options.model_validate(value)
     except ValidationError as error:
         raise BadInput(explain(error, "method", value)) from error
+
+
+def _options_of(method: Mapping[str, Any]) -> type[Options]:
+    if not isinstance(name := method.get("name"), str):
+        raise BadInput(f"method.name: {name!r} is no method's name{nearest('', method_modules())}")
+    return load_method(name).Options
 
 
 def _same_seed(value: object) -> object:
@@ -90,7 +100,7 @@ class RunConfig(Training):
     @field_validator("task")
     @classmethod
     def _whole_path(cls, task: str) -> str:
-        """Make a folder's path independent of where the command was given."""
+        """Write a folder's path out, so that one folder has one name."""
         name, _, path = task.partition(":")
         return f"{name}:{Path(path).expanduser()}" if name == "folder" and path else task
 
@@ -110,9 +120,11 @@ class RunConfig(Training):
             BadInput: naming the first field that is wrong, its value, and what would be right.
         """
         try:
-            return cls.model_validate(dict(values))
+            config = cls.model_validate(dict(values))
         except ValidationError as error:
             raise BadInput(explain(error)) from error
+        _refuse_truth_values(values, config.model_dump())
+        return config
 
     @property
     def training(self) -> Training:
@@ -126,6 +138,15 @@ class RunConfig(Training):
         del resolved["data"]["root"]
         resolved["device"] = resolved["device"].partition(":")[0]
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _refuse_truth_values(given: Mapping[str, Any], read: Mapping[str, Any], path: str = "") -> None:
+    """Refuse a truth value that was read as a number: YAML takes yes, no, on and off for truth values."""
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            _refuse_truth_values(value, read[name], f"{path}{name}.")
+        elif isinstance(value, bool) and not isinstance(read[name], bool):
+            raise BadInput(f"{path}{name}: {value} must be a number, not a truth value")
 
 
 def label(config: RunConfig) -> str:
@@ -142,17 +163,17 @@ def field_models(section: str, value: Any = None) -> Sequence[Any]:
 
     Args:
         section: a field of `RunConfig`; empty for `RunConfig` itself.
-        value: what the section holds, to tell a method by its name.
+        value: what the section holds, to tell by its name which method, split or optimiser it is.
     """
     match section:
         case "":
             return [RunConfig]
         case "method":
-            return [load_method(value["name"]).Options]
+            return [_options_of(value)]
         case "split":
-            return list(SPLITS.values())
+            return [SPLITS[value["name"]]] if value.get("name") in SPLITS else list(SPLITS.values())
         case "optimizer":
-            return [Adam, SGD]
+            return [SGD if value.get("name") == "sgd" else Adam]
     return [{"model": Model, "data": Data, "seed": Seeds}[section]]
 
 
@@ -176,14 +197,18 @@ def explain(error: ValidationError, section: str = "", value: Any = None) -> str
     *parents, last = path
     field = ".".join(path)
     if first["type"] == "extra_forbidden":
+        if parents == ["optimizer"]:
+            value = {"name": first["loc"][1]}
         models = field_models(parents[0] if parents else "", value)
         return f"{field}: there is no such field{nearest(last, {n for m in models for n in m.model_fields})}"
     if first["type"] == "union_tag_invalid":
         name = str(first["input"]["name"])
         valid = SPLITS if last == "split" else OPTIMIZERS
         return f"{field}.name: there is no {last} {name!r}{nearest(name, valid)}"
-    if first["type"] == "model_type":
-        return f"{field}: {first['input']!r} must be a mapping of fields to values"
+    if first["type"] in ("model_type", "model_attributes_type"):
+        short = _SHORT_FORMS.get(field, "")
+        return f"{field}: {first['input']!r} must be {short}a mapping of fields to values"
     if cause is not None:
         return f"{field}: {cause}" if field else str(cause)
-    return f"{field}: {first['input']!r} {_SHOULD.sub('must', first['msg'])}"
+    problem = "has a value too few" if first["type"] == "missing" else _SHOULD.sub("must", first["msg"])
+    return f"{field}: {first['input']!r} {problem}"

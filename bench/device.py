@@ -23,12 +23,9 @@ def resolve(name: str) -> str:
     count = torch.cuda.device_count()
     if name == "auto":
         return "cuda" if count else "cpu"
-    kind, _, index = name.partition(":")
-    if name == "cpu" or (
-        kind == "cuda" and count and (not index or (index.isdigit() and int(index) < count))
-    ):
-        return name
     valid = ["auto", "cpu", *(["cuda", *(f"cuda:{i}" for i in range(count))] if count else [])]
+    if name in valid:
+        return name
     raise BadInput(f"device: {name!r} is not on this machine; choose from {', '.join(valid)}")
 
 

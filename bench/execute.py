@@ -70,6 +70,8 @@ def run_matrix(
     left = [config for config, path in zip(cells, paths, strict=True) if path not in kept]
     _check(left)
     watcher.matrix_started(cells, left)
+    if left:
+        _warm_up(left[0].device)
     for config, path in zip(cells, paths, strict=True):
         if path in kept:
             yield Outcome(config, "kept", path, kept[path])
@@ -95,6 +97,17 @@ def _check(cells: Sequence[RunConfig]) -> None:
             raise BadInput(f"{label(config)}: {error}") from error
 
 
+def _warm_up(device: str) -> None:
+    """Run a cell too small to matter, so that no measured cell is the first to load and set up libraries.
+
+    It trains every weight of the embedded model: no method needs more of torch than that.
+    """
+    from bench.run import run_cell
+
+    small = {"data": {"max_train": 10, "max_test": 10}, "clients": 1, "rounds": 1}
+    run_cell(RunConfig.read({"method": "full_finetune", "device": device, **small}))
+
+
 def _inputs(config: RunConfig) -> dict[str, Any]:
     fields = config.model_dump(mode="json", include={"task", "data", "split", "clients", "model"})
     return {**fields, "seed": config.seed.split}
@@ -113,7 +126,8 @@ def _run(config: RunConfig, path: Path, watcher: Watcher) -> Outcome:
     except Exception as error:
         failure.parent.mkdir(parents=True, exist_ok=True)
         failure.write_text(traceback.format_exc(), encoding="utf-8")
-        reason = f"{type(error).__name__}: {error} (traceback in {failure})"
+        message = " ".join(str(error).split())  # libraries use several lines
+        reason = f"{type(error).__name__}: {message} (traceback in {failure})"
         return Outcome(config, "failed", path, reason=reason)
     failure.unlink(missing_ok=True)
     return Outcome(config, "ran", path, result["summary"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -30,6 +31,7 @@ class Matrix:
 
     def __init__(
         self,
+        /,
         *,
         include: Sequence[Mapping[str, Any]] = (),
         exclude: Sequence[Mapping[str, Any]] = (),
@@ -50,6 +52,8 @@ class Matrix:
         include, exclude = _patterns(content, "include"), _patterns(content, "exclude")
         for override in overrides:
             field, value = _parse(override)
+            if field in ("include", "exclude"):
+                raise BadInput(f"--set {override}: must name a field of a run; {field} belongs in a file")
             content = _set(content, field, value)
             # an entry that does not speak of a section takes it from the fields
             include = [_set(e, field, value) if field.partition(".")[0] in e else e for e in include]
@@ -94,9 +98,17 @@ def _find(source: str) -> Path:
     raise BadInput(f"there is no preset and no file {source!r}{nearest(source, known)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, which YAML 1.1 takes for text, so that `exclude` finds it too."""
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:
@@ -125,7 +137,7 @@ def _parse(override: str) -> tuple[str, Any]:
     if not equals or not field:
         raise BadInput(f"--set {override}: must be FIELD=VALUE, such as rounds=5")
     try:
-        return field.strip(), yaml.safe_load(value)
+        return field.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise BadInput(f"--set {override}: the value is not valid YAML") from error
 
@@ -179,6 +191,9 @@ def _choices(fields: Mapping[str, Any], name: str, section: str) -> Iterator[Any
     """Give the single values that a field's value stands for."""
     value = fields[name]
     takes_list = isinstance(value, list) and _takes_list(fields, name, section)
+    if value == [] and not takes_list:
+        field = f"{section}.{name}" if section else name
+        raise BadInput(f"{field}: an empty list leaves no cell; give a value or more")
     # for a field whose one value is a list, only a list of lists is many values
     many = isinstance(value, list) and (not takes_list or any(isinstance(v, list) for v in value))
     for one in value if many else [value]:
@@ -210,11 +225,10 @@ def _agrees(cell: RunConfig, pattern: Mapping[str, Any]) -> bool:
 
 def _matches(have: Any, want: Any) -> bool:
     """Whether a cell's value is the one wanted: a bare name speaks for a section, a list for any of it."""
-    if isinstance(have, dict):
-        if isinstance(want, dict):
-            return all(name in have and _matches(have[name], value) for name, value in want.items())
-        if "name" in have:
-            have = have["name"]
-        else:
-            return set(have.values()) == {want}
-    return have in want if isinstance(want, list) and not isinstance(have, list) else have == want
+    if isinstance(want, list) and not isinstance(have, list):
+        return any(_matches(have, one) for one in want)
+    if not isinstance(have, dict):
+        return bool(have == want)
+    if isinstance(want, dict):
+        return all(name in have and _matches(have[name], value) for name, value in want.items())
+    return all(value == want for value in ([have["name"]] if "name" in have else have.values()))

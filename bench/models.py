@@ -72,11 +72,15 @@ def check_name(name: str) -> None:
     Raises:
         BadInput: there is no such model.
     """
+    if name == "tiny":
+        return
     architecture, _, weights = name.partition(":")
     known = ["tiny", *open_clip.list_models()]
     if architecture not in known:
         raise BadInput(
             f"model.name: open_clip has no architecture {architecture!r}{nearest(architecture, known)}"
         )
-    if name != "tiny" and weights != "random":
+    if architecture == "tiny":
+        raise BadInput(f"model.name: {name!r} must be 'tiny', whose weights are given")
+    if weights != "random":
         raise BadInput(f"model.name: {name!r} must be 'tiny' or '{architecture}:random'")

@@ -67,9 +67,9 @@ def run_cell(config: RunConfig, listeners: Sequence[Listener] = ()) -> dict[str,
         traffic = Traffic(_closed_form_bytes(method), len(method.trainable))
         federation = _federation(config, method, samples, inputs.split, Events((traffic, *events.listeners)))
         records = list(federation.rounds(config.rounds))
+        totals, seconds = memory.totals, clock.total_seconds
         with events.phase("count"):
             flops = _train_flops(config, method, samples[0], inputs.split, records)
-    totals, seconds = memory.totals, clock.total_seconds
     accuracies = [record.accuracy for record in records]
     setup = clock.setup_seconds
     return {

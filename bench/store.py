@@ -298,7 +298,9 @@ def _read_all(results: Path | str | Sequence[Path]) -> list[tuple[Path, dict[str
     paths = Path(results).glob(_LAYOUT) if isinstance(results, Path | str) else results
     runs = [(path, load_run(path)) for path in paths]
     if not runs:
-        missing = "holds no <task>/<method>/<hash>/run.json" if Path(str(results)).is_dir() else "is no folder"
+        missing = (
+            "holds no <task>/<method>/<hash>/run.json" if Path(str(results)).is_dir() else "is no folder"
+        )
         raise BadInput(f"results: {str(results)!r} {missing}; make some with `flora-bench run`")
     return sorted(runs, key=lambda item: (_order(item[1]), str(item[0])))
 

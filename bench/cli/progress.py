@@ -63,7 +63,7 @@ class PlainProgress(Watcher):
         self.total, self.done = len(left), 0
         self.time_left = TimeLeft(left)
         kept = f", {len(cells) - len(left)} kept from before" if len(left) < len(cells) else ""
-        self._write(f"{len(cells)} cells{kept}")
+        self._write(f"{len(cells)} cell{'s' * (len(cells) > 1)}{kept}")
 
     def cell_started(self, config: RunConfig) -> None:
         """Start the cell's clock."""

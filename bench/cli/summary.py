@@ -57,14 +57,15 @@ def _print_results(paths: Sequence[Path]) -> None:
 
 def _print(console: Console, table: Table) -> None:
     """Set a report's table in the terminal, its groups of columns named in each heading."""
-    shown = RichTable(box=box.SIMPLE, caption=table.caption, caption_justify="left")
+    shown = RichTable(box=box.SIMPLE)
     first, *headings = table.headings
-    shown.add_column(first)
+    shown.add_column(first, no_wrap=True)
     for heading in headings:
         shown.add_column(heading, justify="right")
     for name, cells in table.rows:
         shown.add_row(name, *map(_cell, cells))
     console.print(shown)
+    console.print(table.caption, style="dim", highlight=False)
 
 
 def _cell(cell: Cell) -> Text:

@@ -7,7 +7,7 @@ from flora.method import Method
 
 
 def step_flops(method: Method, batch: Batch) -> int:
-    """Count one forward and backward pass over `batch`; nothing is changed but the gradients, which are cleared.
+    """Count one forward and backward pass over `batch`; the gradients are cleared, nothing else changes.
 
     The counter knows matrix products, convolutions and attention, which is where the operations are; a
     multiplication and an addition count as two.

@@ -8,6 +8,8 @@ says which of the two it was.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import sys
 import weakref
@@ -105,6 +107,15 @@ def _peak_of_process() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _return_freed_memory() -> None:
+    """Give what an earlier run in this process freed back to the system: it is not this run's."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU C library's alone
+        if trim:
+            trim(0)
+
+
 def _resident_meter() -> _HighWaterMark | _Resident:
     try:
         return _HighWaterMark()
@@ -187,6 +198,7 @@ class Memory(Listener):
     """
 
     def __init__(self, device: str = "cpu") -> None:
+        _return_freed_memory()
         self._start = psutil.Process().memory_info().rss
         self._meter = _resident_meter()
         self._resident = _PhasePeaks(self._meter)
