@@ -1,7 +1,7 @@
 """Attention adapter: image features weighted by a small trained network (FedCLIP, arXiv 2302.13485; "FedAA").
 
-The network is Linear, Tanh, Linear, Softmax over the feature's entries; its output multiplies the feature.
-Both linear layers start at the identity.
+The network is Linear, Tanh, Linear, Softmax over the feature's entries; its output multiplies the feature,
+and the product is normalised. Both linear layers start at the identity.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AttentionAdapter(Method):
 
     def image_features(self, batch: Batch) -> Tensor:
         """Embed the images and weigh the entries of each embedding: unit rows (n, dim)."""
-        features = super().image_features(batch)
+        features = self.encode_images(batch)
         attention = self.second(torch.tanh(self.first(features))).softmax(dim=-1)
         return F.normalize(attention * features, dim=-1)
 

@@ -32,16 +32,20 @@ class LinearProbe(Method):
 
     def prepare(self, generator: torch.Generator) -> None:
         """Take the zero-shot classifier over as weights."""
-        self.weight = nn.Parameter(self.classifier().clone())
+        self.weight = nn.Parameter(super().classifier())
         self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0]))
 
     def closed_form(self) -> int:
         """Count classes x dim weights and a bias a class."""
         return self.classes * (self.clip.dim + 1)
 
+    def classifier(self) -> Tensor:
+        """Give the trained weights (classes, dim)."""
+        return self.weight
+
     def logits(self, batch: Batch, classifier: Tensor) -> Tensor:
         """Score by the trained layer: (n, classes)."""
-        return self.scale * F.linear(self.image_features(batch), self.weight, self.bias)
+        return self.scale * F.linear(self.image_features(batch), classifier, self.bias)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy over the classes."""

@@ -49,7 +49,7 @@ def start(
     optimizer = _optimizer(method, training)
     if kept:
         _restore(optimizer, kept)
-    return ClientState(method, optimizer, torch.zeros((), device=method.clip.logit_scale.device))
+    return ClientState(method, optimizer, torch.zeros_like(method.clip.logit_scale))
 
 
 def step(state: ClientState, batch: Batch) -> ClientState:

@@ -47,7 +47,7 @@ class FLoRA(Method):
     Options = FLoRAOptions
     options: FLoRAOptions
 
-    def peft_config(self) -> LoraConfig:
+    def _peft_config(self) -> LoraConfig:
         """Say in PEFT's terms which layers are adapted, and how."""
         layers = [layer for place in self.options.places for layer in self.clip.layers_at(place)]
         rank = self.options.rank
@@ -57,7 +57,7 @@ class FLoRA(Method):
         """Inject the adapters and draw their initial values."""
         # PEFT fills new adapters from the global stream; keep it untouched, ours overwrite them below
         with torch.random.fork_rng():
-            inject_adapter_in_model(self.peft_config(), self.clip)
+            inject_adapter_in_model(self._peft_config(), self.clip)
         for layer in self._adapted():
             down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
             # drawn in float32 on the CPU: the same start on every device and in every precision

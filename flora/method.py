@@ -111,10 +111,13 @@ class Method(nn.Module, ABC):
         """Factor on cosine similarities, a scalar."""
         return self.clip.logit_scale.exp()
 
+    def encode_images(self, batch: Batch) -> Tensor:
+        """Give what the image tower makes of the batch (n, dim), not normalised."""
+        return batch.inputs if batch.encoded else self.clip.encode_image(batch.inputs)
+
     def image_features(self, batch: Batch) -> Tensor:
         """Embed the batch's images as unit rows (n, dim)."""
-        features = batch.inputs if batch.encoded else self.clip.encode_image(batch.inputs)
-        return F.normalize(features, dim=-1)
+        return F.normalize(self.encode_images(batch), dim=-1)
 
     def text_features(self, labels: Tensor) -> Tensor:
         """Embed the prompts of classes `labels` (n,) as unit rows (n, dim)."""
@@ -124,8 +127,7 @@ class Method(nn.Module, ABC):
             distinct, position = labels.unique(return_inverse=True)
             return self._encode_prompts(distinct)[position]
         if self._kept_text is None:
-            # an evaluation may be the first to ask, in inference mode, whose tensors no gradient may pass
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.no_grad():
                 self._kept_text = self._encode_prompts(torch.arange(self.classes, device=labels.device))
         return self._kept_text[labels]
 

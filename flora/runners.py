@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flora import client, payload
-from flora.client import OptimizerState
+from flora.client import ClientState, OptimizerState
 from flora.events import Events
 from flora.features import Samples
 from flora.method import Method
@@ -65,6 +66,10 @@ class OneByOne:
     kept: MutableMapping[int, OptimizerState] | None
     order_seed: int
 
+    def __post_init__(self) -> None:
+        if empty := [number for number, share in enumerate(self.shares) if not len(share)]:
+            raise ValueError(f"client {empty[0]} has no samples")
+
     def run(self, round: int, clients: Sequence[int], broadcast: bytes, events: Events) -> Iterator[Upload]:
         """Yield an upload a client, in the order of `clients`."""
         for number in clients:
@@ -87,9 +92,17 @@ class OneByOne:
             upload = payload.encode(trained)
         if self.kept is not None:
             with events.phase("rest", round, number):
-                self.kept[number] = client.optimizer_state(state)
+                self._rest(number, state, diverged=not math.isfinite(loss))
         events.payload(round, number, "up", upload)
         return Upload(number, upload, len(share), loss, state.seen)
+
+    def _rest(self, number: int, state: ClientState, diverged: bool) -> None:
+        """Keep the optimiser's state; of a client that diverged nothing, or it could never recover."""
+        assert self.kept is not None
+        if diverged:
+            self.kept.pop(number, None)
+        else:
+            self.kept[number] = client.optimizer_state(state)
 
 
 class StatesOnDisk(MutableMapping[int, OptimizerState]):
