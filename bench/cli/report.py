@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from flora.errors import BadInput
+
 
 def report(
     results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
@@ -15,5 +17,10 @@ def report(
     """Make tables, figures and a page of stored results."""
     from bench.report.page import build_report
 
-    build_report(results, out)
+    try:
+        build_report(results, out)
+    except OSError as error:
+        raise BadInput(
+            f"--out: cannot write to {str(out)!r} ({error.strerror}); choose another folder"
+        ) from error
     typer.echo(f"report: {out / 'index.html'}")

@@ -1,0 +1,70 @@
+"""What there is can be listed in full, a line each, without loading what is heavy."""
+
+import pytest
+
+from baselines import __path__ as baselines_path
+from bench.catalogue import (
+    describe_aggregators,
+    describe_methods,
+    describe_models,
+    load_method,
+    method_modules,
+)
+from bench.models import check_name
+from flora.aggregation import AGGREGATORS
+from flora.errors import BadInput
+from flora.method import METHODS, Method
+
+DESCRIBED = {"methods": describe_methods, "aggregators": describe_aggregators, "models": describe_models}
+
+
+def test_every_file_of_the_baselines_is_a_method_and_flora_is_one():
+    from pathlib import Path
+
+    files = {path.stem for folder in baselines_path for path in Path(folder).glob("*.py")} - {"__init__"}
+    assert set(method_modules()) == files | {"flora"}
+    assert {"zero_shot", "full_finetune", "linear_probe", "attention_adapter"} <= files
+
+
+@pytest.mark.parametrize("name", method_modules())
+def test_a_method_loads_under_its_name(name):
+    method = load_method(name)
+    assert issubclass(method, Method)
+    assert METHODS[name] is method
+    assert method.Options().name == name
+
+
+def test_no_method_is_registered_that_cannot_be_listed():
+    for name in method_modules():
+        load_method(name)
+    assert set(METHODS) == set(method_modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("flroa", "; did you mean 'flora'?"), ("x", "; choose from attention_adapter, flora, ")],
+)
+def test_an_unknown_method_is_refused(name, ending):
+    with pytest.raises(BadInput) as caught:
+        load_method(name)
+    assert str(caught.value).startswith(f"method.name: there is no method {name!r}{ending}")
+
+
+@pytest.mark.parametrize("kind", DESCRIBED)
+def test_each_entry_has_a_description_of_one_line(kind):
+    entries = DESCRIBED[kind]()
+    assert entries
+    for description in entries.values():
+        assert description.strip() == description != ""
+        assert len(description.splitlines()) == 1
+    assert len(set(entries.values())) == len(entries)
+
+
+def test_the_entries_are_what_there_is():
+    assert set(describe_methods()) == set(method_modules())
+    assert set(describe_aggregators()) == set(AGGREGATORS)
+
+
+def test_the_listed_models_can_be_named():
+    for name in describe_models():
+        check_name(name.replace("ARCHITECTURE", "ViT-B-32"))
