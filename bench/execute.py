@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +90,9 @@ def _check(cells: Sequence[RunConfig]) -> None:
     from bench.run import check
 
     # methods and most seeds share task, split and model: each combination is tried once
-    distinct = {json.dumps(_inputs(config), sort_keys=True): config for config in cells}
+    distinct: dict[str, RunConfig] = {}
+    for config in cells:
+        distinct.setdefault(json.dumps(_inputs(config), sort_keys=True), config)
     for config in distinct.values():
         try:
             check(config)
@@ -124,8 +127,9 @@ def _run(config: RunConfig, path: Path, watcher: Watcher) -> Outcome:
     except BadInput as error:
         return Outcome(config, "refused", path, reason=str(error))
     except Exception as error:
-        failure.parent.mkdir(parents=True, exist_ok=True)
-        failure.write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(OSError):  # on a full disk the reason below has to do
+            failure.parent.mkdir(parents=True, exist_ok=True)
+            failure.write_text(traceback.format_exc(), encoding="utf-8")
         message = " ".join(str(error).split())  # libraries use several lines
         reason = f"{type(error).__name__}: {message} (traceback in {failure})"
         return Outcome(config, "failed", path, reason=reason)

@@ -68,7 +68,7 @@ class Matrix:
         variants = [self.fields, *({**self.fields, **entry} for entry in self.include)]
         read = [RunConfig.read(values) for fields in variants for values in _expand(fields)]
         for pattern in self.exclude:
-            _check_pattern(pattern)
+            _check_pattern(pattern, read)
         cells = [cell for cell in read if not any(_agrees(cell, pattern) for pattern in self.exclude)]
         if not cells:
             raise BadInput(f"exclude: leaves none of the {len(read)} cells")
@@ -212,10 +212,16 @@ def _takes_list(fields: Mapping[str, Any], name: str, section: str) -> bool:
     return any(get_origin(annotation) in (tuple, list) for annotation in annotations)
 
 
-def _check_pattern(pattern: Mapping[str, Any]) -> None:
-    for field in pattern:
+def _check_pattern(pattern: Mapping[str, Any], cells: Sequence[RunConfig]) -> None:
+    """Refuse a field that no cell has: it would never match, and nobody would notice."""
+    dumps = [cell.model_dump() for cell in cells]
+    for field, want in pattern.items():
         if field not in RunConfig.model_fields:
             raise BadInput(f"exclude: there is no field {field!r}{nearest(field, RunConfig.model_fields)}")
+        valid = {name for dump in dumps if isinstance(dump[field], dict) for name in dump[field]}
+        for name in want if isinstance(want, dict) else ():
+            if name not in valid:
+                raise BadInput(f"exclude: no cell has a field {field}.{name}{nearest(name, valid)}")
 
 
 def _agrees(cell: RunConfig, pattern: Mapping[str, Any]) -> bool:

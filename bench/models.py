@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +63,20 @@ def load_model(config: Model, device: str) -> LoadedModel:
 
 def _create(source: str) -> Any:
     """Build an open_clip model with separate towers; weights it does not load are random by a fixed seed."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]), _without_warnings():
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         return open_clip.create_model(source, force_custom_text=True)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep open_clip from warning, on the root logger, of random weights that were asked for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def check_name(name: str) -> None:

@@ -69,7 +69,7 @@ class Training(Settings):
 class Seeds(Settings):
     """One seed for each of the four random streams."""
 
-    split: int = Field(0, ge=0)
-    participation: int = Field(0, ge=0)
-    init: int = Field(0, ge=0)
-    order: int = Field(0, ge=0)
+    split: int = Field(0, ge=0, lt=2**63)
+    participation: int = Field(0, ge=0, lt=2**63)
+    init: int = Field(0, ge=0, lt=2**63)
+    order: int = Field(0, ge=0, lt=2**63)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-
-class Kind(StrEnum):
-    """What can be listed."""
-
-    methods = "methods"
-    tasks = "tasks"
-    splits = "splits"
-    models = "models"
-    presets = "presets"
-    aggregators = "aggregators"
+from bench import catalogue
+from flora.errors import BadInput, nearest
 
 
 def list_(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: Annotated[
+        str, typer.Argument(help="methods, tasks, splits, models, presets or aggregators.", metavar="KIND")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="An object of names and descriptions.")] = False,
 ) -> None:
     """Say what there is, a line each."""
@@ -35,31 +27,36 @@ def list_(
         typer.echo(f"{name:<{width}}  {description}")
 
 
-def _describe(kind: Kind) -> dict[str, str]:
-    # each is imported only when asked for: a list should come at once
-    from bench import catalogue
-
-    def tasks() -> dict[str, str]:
-        from bench.tasks import describe_tasks
-
-        return describe_tasks()
-
-    def splits() -> dict[str, str]:
-        from bench.splits import describe_splits
-
-        return describe_splits()
-
-    def presets() -> dict[str, str]:
-        from bench.matrix import presets
-
-        return presets()
-
-    describe: dict[Kind, Callable[[], dict[str, str]]] = {
-        Kind.methods: catalogue.describe_methods,
-        Kind.aggregators: catalogue.describe_aggregators,
-        Kind.models: catalogue.describe_models,
-        Kind.tasks: tasks,
-        Kind.splits: splits,
-        Kind.presets: presets,
+def _describe(kind: str) -> dict[str, str]:
+    describe = {
+        "methods": catalogue.describe_methods,
+        "tasks": _tasks,
+        "splits": _splits,
+        "models": catalogue.describe_models,
+        "presets": _presets,
+        "aggregators": catalogue.describe_aggregators,
     }
-    return describe[kind]()
+    if kind not in describe:
+        raise BadInput(f"list: {kind!r} cannot be listed{nearest(kind, describe)}")
+    return {name: text.rstrip(".") for name, text in describe[kind]().items()}
+
+
+# each imports what it needs only when asked for: a list should come at once
+
+
+def _tasks() -> dict[str, str]:
+    from bench.tasks import describe_tasks
+
+    return describe_tasks()
+
+
+def _splits() -> dict[str, str]:
+    from bench.splits import describe_splits
+
+    return describe_splits()
+
+
+def _presets() -> dict[str, str]:
+    from bench.matrix import presets
+
+    return presets()

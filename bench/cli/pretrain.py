@@ -17,10 +17,11 @@ def pretrain(
 ) -> None:
     """Pretrain an embedded model anew, from rendered characters alone."""
     from bench import tiny
-    from bench.pretrain import pretrain_tiny
+    from bench.pretrain import pretrain_tiny, progress_bar
 
     folder = out or tiny.FOLDER
-    figures = pretrain_tiny(folder, seed=seed)
+    with progress_bar() as on_step:
+        figures = pretrain_tiny(folder, seed=seed, on_step=on_step)
     for name, value in figures.items():
         typer.echo(f"{name}: {value:.3f}")
     typer.echo(f"written to {folder}")

@@ -24,7 +24,6 @@ PACKAGES = (
     "peft",
     "numpy",
     "safetensors",
-    "flwr-datasets",
 )
 _SOURCES = ("flora", "baselines", "bench", "pyproject.toml")
 _GIT_SECONDS = 10
