@@ -171,7 +171,7 @@ def test_tasks_load_without_torch() -> None:
 def test_digits_are_all_there_split_by_class_and_scaled_to_white() -> None:
     task = load_task("digits")
     assert (len(task.train), len(task.test)) == (1347, 450)
-    assert task.prompts[7] == "a photo of the number 7."
+    assert task.prompts[7] == "a photo of the number 7"
     image = task.train.images[0]
     assert (image.mode, image.size) == ("RGB", (8, 8))
     assert max(np.asarray(image).max() for image in task.train.images) == 255

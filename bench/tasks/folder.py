@@ -1,0 +1,194 @@
+"""Your own images, folder:PATH with PATH/split/class/image, PATH/class/image or PATH/domain/class/image.
+
+The layout is read off the folders. ``split`` means a folder ``train`` beside ``test`` (or, without one,
+``val`` or ``valid``). Without a split a fifth of each class, and of each domain where there are domains, is
+kept for testing, always the same images. Folders stand for domains when all hold the same class folders.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bench.tasks.base import (
+    DAMAGED,
+    FileImages,
+    LabelledImages,
+    Task,
+    broken_image,
+    stratified_split,
+)
+from flora.errors import BadInput
+
+SPLIT_SEED = 0
+TEST_SHARE = 0.2
+TRAIN = "train"
+TESTS = ("test", "val", "valid")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+def load(argument: str | None, root: str | None) -> Task:
+    """The task in a folder of images; the images are opened now and decoded when they are asked for.
+
+    Args:
+        argument: the folder, absolute or relative to ``root`` (or, without one, to the working directory).
+        root: the folder that holds data sets, or None.
+
+    Raises:
+        BadInput: the folder is missing, holds no images, fewer than two classes or differing sets of
+            classes, or an image cannot be opened.
+    """
+    if not argument:
+        raise BadInput("task 'folder' needs a path; write folder:PATH")
+    top = Path(root or ".", Path(argument).expanduser())
+    if not top.is_dir():
+        raise BadInput(f"task folder:{argument} names no folder ({top} does not exist or is no folder)")
+    found = _scan(top)
+    if not found.holds_images():
+        raise BadInput(f"task folder:{argument} holds no images in class folders ({', '.join(SUFFIXES)})")
+    name = f"folder:{argument}"
+    if TRAIN in found.folders and not found.folders[TRAIN].files:
+        return _with_split(name, top, found)
+    return _without_split(name, top, found)
+
+
+@dataclass
+class _Folder:
+    """Images directly in a folder as (file name, bytes), and the folders below it; both sorted."""
+
+    files: list[tuple[str, int]] = field(default_factory=list)
+    folders: dict[str, _Folder] = field(default_factory=dict)
+
+    def holds_images(self) -> bool:
+        return bool(self.files) or any(folder.holds_images() for folder in self.folders.values())
+
+    def classes(self) -> list[str]:
+        return [name for name, folder in self.folders.items() if folder.files]
+
+
+def _scan(path: Path, depth: int = 3) -> _Folder:
+    """Read the folder tree down to ``depth`` levels, hidden entries left out."""
+    found = _Folder()
+    with os.scandir(path) as scan:
+        entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
+    for entry in entries:
+        if entry.is_dir():
+            if depth:
+                found.folders[entry.name] = _scan(Path(entry.path), depth - 1)
+        elif entry.name.lower().endswith(SUFFIXES):
+            found.files.append((entry.name, entry.stat().st_size))
+    return found
+
+
+def _with_split(name: str, top: Path, found: _Folder) -> Task:
+    held_out = next((split for split in TESTS if split in found.folders), None)
+    if held_out is None:
+        raise BadInput(f"task {name} has a folder {TRAIN!r} but none called {', '.join(TESTS)}")
+    classes = found.folders[TRAIN].classes()
+    test_classes = found.folders[held_out].classes()
+    if set(classes) != set(test_classes):
+        raise BadInput(
+            f"task {name}: classes of {TRAIN} and {held_out} differ "
+            f"(only in one: {_some(set(classes) ^ set(test_classes))}); give both the same class folders"
+        )
+    _at_least_two(name, classes)
+    parts = [_collect(top, found, [split], classes) for split in (TRAIN, held_out)]
+    _verify([images for images, _, _ in parts])
+    train, test = (LabelledImages(images, labels) for images, labels, _ in parts)
+    return _task(name, classes, train, test)
+
+
+def _without_split(name: str, top: Path, found: _Folder) -> Task:
+    classes = found.classes()
+    domains: list[str] = []
+    if not classes:
+        domains, classes = _domains(name, found)
+    _at_least_two(name, classes)
+    images, labels, domain_of = _collect(top, found, domains or [""], classes)
+    _verify([images])
+    everything = LabelledImages(images, labels, domain_of if domains else None)
+    train, test = stratified_split(domain_of * len(classes) + labels, TEST_SHARE, SPLIT_SEED)
+    if not len(test):
+        raise BadInput(f"task {name} has one image a class; two or more are needed to keep one for testing")
+    return _task(name, classes, everything.select(train), everything.select(test), domains)
+
+
+def _domains(name: str, found: _Folder) -> tuple[list[str], list[str]]:
+    """Names of the domains and of the classes that all of them hold."""
+    domains = [domain for domain, folder in found.folders.items() if folder.holds_images()]
+    class_sets = [set(found.folders[domain].classes()) for domain in domains]
+    classes = set().union(*class_sets)
+    for domain, mine in zip(domains, class_sets, strict=True):
+        if mine != classes:
+            raise BadInput(
+                f"task {name}: {domain} has no images of {_some(classes - mine)}, which other folders have; "
+                "give every domain the same class folders"
+            )
+    return domains, sorted(classes)
+
+
+def _collect(
+    top: Path, found: _Folder, groups: list[str], classes: list[str]
+) -> tuple[FileImages, np.ndarray, np.ndarray]:
+    """Images of all groups (a split, domains, or "" for the top), their labels and their group."""
+    paths: list[str] = []
+    rows: list[tuple[int, int, int]] = []
+    for group_index, group in enumerate(groups):
+        folder = found.folders[group] if group else found
+        for label, class_name in enumerate(classes):
+            for file_name, size in folder.folders[class_name].files:
+                paths.append("/".join(filter(None, (group, class_name, file_name))))
+                rows.append((size, label, group_index))
+    sizes, labels, group_of = np.array(rows, dtype=np.int64).T
+    return FileImages(top, paths, sizes.tolist()), labels, group_of
+
+
+def _at_least_two(name: str, classes: list[str]) -> None:
+    if len(classes) < 2:
+        raise BadInput(f"task {name} has only the class {_some(set(classes)) or '(none)'}; give two or more")
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def _verify(sets: list[FileImages]) -> None:
+    """Open every image, so that a broken one is named now and not hours into a run."""
+    paths = [images.root / path for images in sets for path in images.paths]
+    Image.init()  # the formats register themselves here; doing it once keeps the threads from racing for it
+    with ThreadPoolExecutor() as pool:
+        for path, error in zip(paths, pool.map(_damage, paths, chunksize=64), strict=True):
+            if error is not None:
+                raise BadInput(broken_image(path, error)) from error
+
+
+def _damage(path: Path) -> BaseException | None:
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except DAMAGED as error:
+        return error
+    return None
+
+
+def _task(
+    name: str,
+    folders: list[str],
+    train: LabelledImages,
+    test: LabelledImages,
+    domains: list[str] | None = None,
+) -> Task:
+    return Task(
+        name=name,
+        class_names=tuple(folder.replace("_", " ") for folder in folders),
+        template="a photo of a {}.",
+        train=train,
+        test=test,
+        domain_names=tuple(domain.replace("_", " ") for domain in domains or ()),
+    )
