@@ -61,15 +61,17 @@ def run_matrix(
 
     Raises:
         BadInput: before anything runs, if `results` cannot be written or a stored result of these cells
-            is damaged or of a newer schema, unless `fresh` says to replace it; or if a cell asks for a
-            task, split or model that cannot be had.
+            is damaged, of a newer schema, or made from other images or weights, unless `fresh` says to
+            replace it; or if a cell asks for a task, split or model that cannot be had.
     """
     watcher = watcher or Watcher()
     store.check_writable(results)
     paths = [store.run_path(results, config.model_dump(mode="json"), config.hash) for config in cells]
-    kept = {} if fresh else {path: run["summary"] for path in paths if (run := store.stored(path))}
+    kept = {} if fresh else _kept(cells, paths)
     left = [config for config, path in zip(cells, paths, strict=True) if path not in kept]
     _check(left)
+    for folder in {path.parent.parent for path in paths}:
+        store.check_writable(folder)
     watcher.matrix_started(cells, left)
     if left:
         _warm_up(left[0].device)
@@ -83,16 +85,36 @@ def run_matrix(
             yield outcome
 
 
+def _kept(cells: Sequence[RunConfig], paths: Sequence[Path]) -> dict[Path, Mapping[str, Any]]:
+    """Give the summaries of the cells that have a result made from the images and weights of today."""
+    kept: dict[Path, Mapping[str, Any]] = {}
+    today: dict[str, dict[str, str]] = {}
+    for config, path in zip(cells, paths, strict=True):
+        if not (stored := store.stored(path)):
+            continue
+        from bench.run import sources
+
+        key = _inputs(config)
+        found = today[key] if key in today else today.setdefault(key, sources(config))
+        for part, what in (("data", "images"), ("model", "weights")):
+            if stored.get(part, found).get("fingerprint", found[part]) != found[part]:
+                raise BadInput(
+                    f"{path}: was made from other {what} than {label(config)} has now; "
+                    "choose another --results folder, or replace it with --fresh"
+                )
+        kept[path] = stored["summary"]
+    return kept
+
+
 def _check(cells: Sequence[RunConfig]) -> None:
     """Refuse a matrix with an impossible cell before hours go into its possible ones."""
     if not cells:
         return
     from bench.run import check
 
-    # methods and most seeds share task, split and model: each combination is tried once
     distinct: dict[str, RunConfig] = {}
     for config in cells:
-        distinct.setdefault(json.dumps(_inputs(config), sort_keys=True), config)
+        distinct.setdefault(_inputs(config), config)
     for config in distinct.values():
         try:
             check(config)
@@ -111,9 +133,10 @@ def _warm_up(device: str) -> None:
     run_cell(RunConfig.read({"method": "full_finetune", "device": device, **small}))
 
 
-def _inputs(config: RunConfig) -> dict[str, Any]:
+def _inputs(config: RunConfig) -> str:
+    """Put into one string what a cell's task, split and model depend on; methods and most seeds share it."""
     fields = config.model_dump(mode="json", include={"task", "data", "split", "clients", "model"})
-    return {**fields, "seed": config.seed.split}
+    return json.dumps({**fields, "seed": config.seed.split}, sort_keys=True)
 
 
 def _run(config: RunConfig, path: Path, watcher: Watcher) -> Outcome:

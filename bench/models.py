@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,6 +80,14 @@ def _without_warnings() -> Iterator[None]:
         logging.disable(before)
 
 
+def model_fingerprint(name: str) -> str:
+    """Identify the weights behind a name by SHA-256 (hex): those of a file, or how random ones are drawn."""
+    if name == "tiny":
+        return hashlib.sha256(tiny.WEIGHTS.read_bytes()).hexdigest()
+    drawn = f"{name} from seed {RANDOM_WEIGHTS_SEED}, torch {torch.__version__}"
+    return hashlib.sha256(drawn.encode()).hexdigest()
+
+
 def check_name(name: str) -> None:
     """Refuse what `load_model` could not load.
 
@@ -97,3 +106,9 @@ def check_name(name: str) -> None:
         raise BadInput(f"model.name: {name!r} must be 'tiny', whose weights are given")
     if weights != "random":
         raise BadInput(f"model.name: {name!r} must be 'tiny' or '{architecture}:random'")
+    config = open_clip.get_model_config(architecture)
+    if "multimodal_cfg" in config or any(key.startswith("hf_") for key in config["text_cfg"]):
+        raise BadInput(
+            f"model.name: {architecture!r} has a decoder, or a text tower or tokenizer that is downloaded, "
+            "which is not supported yet; choose one with CLIP's own, such as 'ViT-B-32:random'"
+        )

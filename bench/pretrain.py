@@ -11,6 +11,8 @@ import gzip
 import hashlib
 import json
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -78,7 +80,8 @@ def pretrain_tiny(
 ) -> dict[str, float]:
     """Draw, train, measure, and write config, vocabulary, weights and model card.
 
-    The same seed, steps and library versions give the same weights on the same machine.
+    The same seed, steps and library versions give the same weights on the same machine. Files already in
+    ``out`` are replaced only once the new ones are complete.
 
     Args:
         out: folder to write to; made if need be.
@@ -91,10 +94,21 @@ def pretrain_tiny(
 
     Raises:
         BadInput: fewer than one step.
+        OSError: ``out`` cannot be made or written to.
     """
     if steps < 1:
         raise BadInput(f"steps is {steps}; give 1 or more")
     out.mkdir(parents=True, exist_ok=True)
+    # Within `out` and not in the system's temporary folder: files are replaced whole on one file system only.
+    with tempfile.TemporaryDirectory(prefix="pretrain-", dir=out) as made:
+        figures = _build(Path(made), seed, steps, on_step)
+        for name in (CONFIG_NAME, MERGES_NAME, WEIGHTS_NAME, CARD_NAME):
+            os.replace(Path(made, name), out / name)
+    return figures
+
+
+def _build(out: Path, seed: int, steps: int, on_step: OnStep | None) -> dict[str, float]:
+    """Train, measure, and write every file; the accuracies of the written weights."""
     _write_config(out)
     _write_merges(out / MERGES_NAME)
     model = _train(out, seed, steps, on_step)

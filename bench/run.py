@@ -16,14 +16,12 @@ from bench.device import deterministic
 from bench.images import Pixels
 from bench.measure.clock import Clock
 from bench.measure.environment import describe
-from bench.measure.flops import step_flops
 from bench.measure.memory import Memory
 from bench.measure.traffic import Traffic
-from bench.models import LoadedModel, check_name, load_model
+from bench.models import LoadedModel, check_name, load_model, model_fingerprint
 from bench.splits import Split, make_split
 from bench.tasks import load_task
 from bench.tasks.base import LabelledImages, Task
-from flora import client
 from flora.events import Events, Listener, RoundRecord
 from flora.features import Samples
 from flora.federation import EVALUATION_BATCH, Federation, evaluate
@@ -38,6 +36,7 @@ class Inputs:
 
     task: Task
     split: Split
+    sources: dict[str, str]
     model: LoadedModel
     prompts: Prompts
     train: Samples
@@ -67,9 +66,7 @@ def run_cell(config: RunConfig, listeners: Sequence[Listener] = ()) -> dict[str,
         traffic = Traffic(_closed_form_bytes(method), len(method.trainable))
         federation = _federation(config, method, samples, inputs.split, Events((traffic, *events.listeners)))
         records = list(federation.rounds(config.rounds))
-        totals, seconds = memory.totals, clock.total_seconds
-        with events.phase("count"):
-            flops = _train_flops(config, method, samples[0], inputs.split, records)
+    totals, seconds = memory.totals, clock.total_seconds
     accuracies = [record.accuracy for record in records]
     setup = clock.setup_seconds
     return {
@@ -83,7 +80,7 @@ def run_cell(config: RunConfig, listeners: Sequence[Listener] = ()) -> dict[str,
             "train_seconds": clock.train_seconds,
             "round_seconds": clock.round_seconds,
             "total_seconds": seconds,
-            "setup_seconds": sum(setup.values()) - setup["count"],
+            "setup_seconds": sum(setup.values()),
             "features_seconds": setup.get("features", 0.0),
             "peak_memory_bytes": totals.peak_memory_bytes,
             "resident_at_start_bytes": totals.resident_at_start_bytes,
@@ -93,7 +90,8 @@ def run_cell(config: RunConfig, listeners: Sequence[Listener] = ()) -> dict[str,
             "bytes_down": traffic.bytes_down,
             "payload_bytes": traffic.payload_bytes,
             "trainable_parameters": sum(p.numel() for p in method.trainable.values()),
-            "train_flops": flops,
+            "train_flops": None,  # a field of the schema that is not measured yet
+            "refused_uploads": sum(len(record.refused) for record in records),
         },
         "setup": {"seconds": setup, "peak_memory_bytes": memory.peak_memory_bytes(None)},
         "rounds": [_round(record, clock, memory, traffic) for record in records],
@@ -104,11 +102,12 @@ def run_cell(config: RunConfig, listeners: Sequence[Listener] = ()) -> dict[str,
             "size_skew": inputs.split.size_skew,
         },
         "data": {
-            "fingerprint": inputs.task.fingerprint,
+            "fingerprint": inputs.sources["data"],
             "train": len(inputs.train),
             "test": len(inputs.test),
             "class_names": list(inputs.task.class_names),
         },
+        "model": {"fingerprint": inputs.sources["model"]},
         "environment": {
             **describe(config.device),
             "memory_method": totals.method,
@@ -125,25 +124,35 @@ def check(config: RunConfig) -> None:
         BadInput: they cannot.
     """
     check_name(config.model.name)
-    _task_and_split(config)
+    _split(config, _limited(config, _kept_task(config.task, config.data.root)))
 
 
-def _task_and_split(config: RunConfig) -> tuple[Task, Split]:
-    seed = config.seed.split
-    task = _task(config.task, config.data.root).limited(config.data.max_train, config.data.max_test, seed)
-    return task, make_split(config.split, task.train.labels, config.clients, seed, task.train.domains)
+def sources(config: RunConfig) -> dict[str, str]:
+    """Fingerprint what the configuration only names: the images ("data") and the weights ("model")."""
+    task = _limited(config, _kept_task(config.task, config.data.root))
+    return {"data": task.fingerprint, "model": model_fingerprint(config.model.name)}
+
+
+# Before anything is measured, many cells ask for the same task; each measured cell loads its own.
+_kept_task = lru_cache(maxsize=1)(load_task)
+
+
+def _limited(config: RunConfig, task: Task) -> Task:
+    return task.limited(config.data.max_train, config.data.max_test, config.seed.split)
+
+
+def _split(config: RunConfig, task: Task) -> Split:
+    train = task.train
+    return make_split(config.split, train.labels, config.clients, config.seed.split, train.domains)
 
 
 def _load(config: RunConfig) -> Inputs:
-    task, split = _task_and_split(config)
+    task = _limited(config, load_task(config.task, config.data.root))
     model = load_model(config.model, config.device)
     prompts = Prompts.tokenize(task.prompts, model.tokenize)
     train, test = (_samples(part, model, config) for part in (task.train, task.test))
-    return Inputs(task, split, model, prompts, train, test)
-
-
-# Cells of a matrix mostly share their task; a task of images in memory need not be read again for each.
-_task = lru_cache(maxsize=1)(load_task)
+    fingerprints = {"data": task.fingerprint, "model": model_fingerprint(config.model.name)}
+    return Inputs(task, _split(config, task), fingerprints, model, prompts, train, test)
 
 
 def _samples(part: LabelledImages, model: LoadedModel, config: RunConfig) -> Samples:
@@ -200,17 +209,6 @@ def _federation(
 
 def _shares(split: Split) -> list[torch.Tensor]:
     return [torch.from_numpy(indices.copy()) for indices in split.indices]  # the split's own are read-only
-
-
-def _train_flops(
-    config: RunConfig, method: Method, train: Samples, split: Split, records: Sequence[RoundRecord]
-) -> int:
-    """Count the operations of one batch, the first client's first, and scale them to all samples seen."""
-    seen = sum(record.samples_seen for record in records)
-    if not seen:
-        return 0
-    batch = next(client.batches(train, _shares(split)[0], config.training, (config.seed.order, 1, 0)))
-    return round(step_flops(method, batch) * seen / len(batch.labels))
 
 
 def _round(record: RoundRecord, clock: Clock, memory: Memory, traffic: Traffic) -> dict[str, Any]:

@@ -48,6 +48,3 @@ class WeightedMean(Aggregator):
         if not self._mean:
             raise ValueError("no client was added")
         return self._mean
-
-
-AGGREGATORS: dict[str, type[Aggregator]] = {cls.name: cls for cls in (WeightedMean,)}

@@ -1,7 +1,7 @@
-"""A client's work as three functions of explicit state: start, step, finish.
+"""A client's work as three functions: start, step, finish.
 
-All a client has is in its `ClientState`. The tensors in it are the method's own trainable parameters, which
-`start` overwrites with what the server sent: one model serves every client.
+One model serves every client, one at a time: a `ClientState` is the method, whose trainable parameters
+`start` overwrites with what the server sent, and the client's optimiser over them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from flora.settings import Adam, Training
 
 # An optimiser's tensors (moments, step counts) by "<parameter index>.<name>".
 OptimizerState = dict[str, Tensor]
+
+# Keeps the batch order apart from who takes part, whose seed is mostly the same number.
+ORDER_STREAM = 2
 
 
 @dataclass
@@ -93,7 +96,7 @@ def batches(samples: Samples, indices: Tensor, training: Training, seed: tuple[i
         training: epochs or steps, batch size.
         seed: of this client in this round; a round can be repeated without those before it.
     """
-    stream = np.random.default_rng(seed)
+    stream = np.random.default_rng([ORDER_STREAM, *seed])
     shuffled = (indices[torch.from_numpy(stream.permutation(len(indices)))] for _ in count())
     passes = islice(shuffled, training.local_epochs if training.local_steps is None else None)
     drawn = (chosen for samples_of_pass in passes for chosen in samples_of_pass.split(training.batch_size))

@@ -18,6 +18,9 @@ from flora.runners import Runner
 
 EVALUATION_BATCH = 256
 
+# Equal seeds are the rule; this keeps who takes part apart from the batch order (flora.client).
+PARTICIPATION_STREAM = 1
+
 
 @dataclass
 class Federation:
@@ -58,7 +61,7 @@ class Federation:
     def participants(self, number: int) -> Sequence[int]:
         """Say who takes part in round `number`, in ascending order; the same whenever asked."""
         size = max(1, round(self.participation * self.clients))
-        stream = np.random.default_rng([self.participation_seed, number])
+        stream = np.random.default_rng([PARTICIPATION_STREAM, self.participation_seed, number])
         return sorted(stream.choice(self.clients, size, replace=False).tolist())
 
     def _round(self, number: int) -> RoundRecord:

@@ -56,7 +56,7 @@ class FLoRA(Method):
     def prepare(self, generator: torch.Generator) -> None:
         """Inject the adapters and draw their initial values."""
         # PEFT fills new adapters from the global stream; keep it untouched, ours overwrite them below
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             inject_adapter_in_model(self._peft_config(), self.clip)
         for layer in self._adapted():
             down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight

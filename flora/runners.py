@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import shutil
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Protocol
 
 from safetensors.torch import load_file, save_file
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flora import client, payload
 from flora.client import ClientState, OptimizerState
+from flora.errors import BadInput
 from flora.events import Events
 from flora.features import Samples
 from flora.method import Method
@@ -92,7 +93,7 @@ class OneByOne:
             upload = payload.encode(trained)
         if self.kept is not None:
             with events.phase("rest", round, number):
-                self._rest(number, state, diverged=not math.isfinite(loss))
+                self._rest(number, state, diverged=not all(x.isfinite().all() for x in trained.values()))
         events.payload(round, number, "up", upload)
         return Upload(number, upload, len(share), loss, state.seen)
 
@@ -148,8 +149,20 @@ STATES_IN_MEMORY_BYTES = 16 * 2**20
 def states_for(
     method: Method, clients: int, training: Training
 ) -> MutableMapping[int, OptimizerState] | None:
-    """Choose where `clients` optimiser states rest: nowhere, in memory if they are small, else on disk."""
+    """Choose where `clients` optimiser states rest: nowhere, in memory if they are small, else on disk.
+
+    Raises:
+        BadInput: there is no room for them.
+    """
     if training.optimizer.state == "reset":
         return None
     two_moments = 2 * sum(p.numel() * p.element_size() for p in method.trainable.values())
-    return {} if clients * two_moments <= STATES_IN_MEMORY_BYTES else StatesOnDisk()
+    if clients * two_moments <= STATES_IN_MEMORY_BYTES:
+        return {}
+    free = shutil.disk_usage(gettempdir()).free
+    if clients * two_moments > free:
+        raise BadInput(
+            f"optimizer.state: keep needs {clients * two_moments / 1e9:.1f} GB for {clients} clients, and "
+            f"{gettempdir()} has {free / 1e9:.1f} GB; use reset, or set TMPDIR to a larger disk"
+        )
+    return StatesOnDisk()

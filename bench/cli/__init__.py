@@ -26,9 +26,9 @@ app.command("pretrain")(pretrain.pretrain)
 
 def main() -> None:
     """Run the command line; bad input is one line and exit code 2."""
-    # Threads that wait for one another by spinning stall a machine that has anything else to do: with one
-    # other busy process on 2 cores, a round took 30 times as long. Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin long while they wait for one another stall beside other threads that do the same: with
+    # two such processes on 2 cores a round took 30 times as long. Read when torch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         app()
     except BadInput as error:
@@ -36,5 +36,5 @@ def main() -> None:
 
 
 def _complain(message: str) -> int:
-    typer.echo(f"flora-bench: {message}", err=True)
+    typer.echo(f"flora-bench: {' '.join(message.split())}", err=True)
     return 2

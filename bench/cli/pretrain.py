@@ -18,10 +18,14 @@ def pretrain(
     """Pretrain an embedded model anew, from rendered characters alone."""
     from bench import tiny
     from bench.pretrain import pretrain_tiny, progress_bar
+    from flora.errors import BadInput
 
     folder = out or tiny.FOLDER
-    with progress_bar() as on_step:
-        figures = pretrain_tiny(folder, seed=seed, on_step=on_step)
+    try:
+        with progress_bar() as on_step:
+            figures = pretrain_tiny(folder, seed=seed, on_step=on_step)
+    except OSError as error:
+        raise BadInput(f"--out {folder} cannot be written ({error}); name a folder that can") from error
     for name, value in figures.items():
         typer.echo(f"{name}: {value:.3f}")
     typer.echo(f"written to {folder}")

@@ -125,4 +125,6 @@ def _came_to(outcome: Outcome) -> str:
     if outcome.reason:
         return f"{outcome.status}: {outcome.reason}"
     summary = outcome.summary
-    return f"accuracy {summary['accuracy']:.1%}, zero-shot {summary['zero_shot_accuracy']:.1%}"
+    refused = summary["refused_uploads"]
+    lost = f", {refused} uploads refused" if refused else ""
+    return f"accuracy {summary['accuracy']:.1%}, zero-shot {summary['zero_shot_accuracy']:.1%}{lost}"

@@ -42,7 +42,7 @@ def run(
         finished = sum(outcome.status in ("ran", "kept") for outcome in outcomes)
         typer.echo(
             f"interrupted: {finished} of {len(cells)} cells are kept in {results}; "
-            "give the same command again to go on",
+            f"give the same command again{' without --fresh' if fresh else ''} to go on",
             err=True,
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -51,7 +51,8 @@ def _print_results(paths: Sequence[Path]) -> None:
     console = Console()
     for (task, model), runs in load_results(paths).groupby(["task", "model"]):
         console.rule(f"{task} · {model}", align="left", style="dim")
-        _print(console, accuracy_table(runs))
+        for _, part in runs.groupby("shots", dropna=False):  # one table for all would be too wide
+            _print(console, accuracy_table(part))
         _print(console, cost_table(cells_of(runs)[0], only=COSTS))
 
 

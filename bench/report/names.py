@@ -131,14 +131,15 @@ def _shown_of_methods(runs: pd.DataFrame) -> pd.Series:
 
 
 def _varies(values: pd.Series) -> bool:
-    return values.map(_text).nunique() > 1
+    return values.map(option_value).nunique() > 1
 
 
 def _missing(value: Any) -> bool:
     return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
-def _text(value: Any) -> str:
+def option_value(value: Any) -> str:
+    """Write an option's value; nothing for one that is missing."""
     if _missing(value):
         return ""
     if isinstance(value, float):
@@ -148,12 +149,12 @@ def _text(value: Any) -> str:
 
 def _option_text(column: str, value: Any) -> str:
     if column in _SHOWN_ALWAYS:
-        return _SHOWN_ALWAYS[column].format(_text(value))
+        return _SHOWN_ALWAYS[column].format(option_value(value))
     section, _, leaf = column.rpartition(".")
-    return f"{section if leaf == 'name' else leaf} {_text(value)}".replace("_", " ")
+    return f"{section if leaf == 'name' else leaf} {option_value(value)}".replace("_", " ")
 
 
 def _sort_key(value: Any) -> tuple[int, float, str]:
     """Numbers by size and before words, so that rank 8 stands before rank 16."""
     number = isinstance(value, (int, float, np.number))
-    return (0, float(value), "") if number else (1, 0.0, _text(value))
+    return (0, float(value), "") if number else (1, 0.0, option_value(value))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report.names import label_runs, shots_label
+from bench.report.names import label_runs, option_value, shots_label
 from bench.report.statistics import t_factor
 from bench.report.tables import ROW, Cell, Table
 from bench.report.text import ABSENT, digits
@@ -59,6 +59,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
         "Bytes are lengths of the payloads that were really serialised, summed over rounds and clients; "
         "1 kB is 1,000 bytes.",
         *_machine_notes(runs),
+        *filter(None, (_settings_note(runs), _refusal_note(runs))),
     ]
 
 
@@ -120,6 +121,30 @@ def _seconds_notes(runs: pd.DataFrame) -> list[str]:
             "Runs with acceleration “none” repeat the work of frozen towers in every round, within train."
         )
     return texts
+
+
+def _settings_note(runs: pd.DataFrame) -> str:
+    """Say what each method was run with, as methods need not share an optimiser."""
+    columns = [c for c in runs.columns if c.startswith(("method.", "optimizer."))]
+    texts = []
+    for name, group in runs.groupby("method_label", observed=True):
+        if (group["method"] == "zero_shot").all():
+            continue
+        values = {c: [v for v in group[c].map(option_value).unique() if v] for c in columns}
+        told = [f"{c.rpartition('.')[2].replace('_', ' ')} {' or '.join(v)}" for c, v in values.items() if v]
+        texts.append(f"{name}: {', '.join(told)}")
+    return f"Settings. {'; '.join(texts)}." if texts else ""
+
+
+def _refusal_note(runs: pd.DataFrame) -> str:
+    """Say where uploads were left out: such a run may look whole and not be."""
+    if "refused_uploads" not in runs or not (affected := runs[runs["refused_uploads"] > 0]).size:
+        return ""
+    methods = _labels(affected["method_label"])
+    return (
+        f"In {_count(len(affected), 'run')} ({methods}) the server refused uploads, "
+        "mostly for values that are not finite: those accuracies are of a training that diverged."
+    )
 
 
 def _machine_notes(runs: pd.DataFrame) -> list[str]:

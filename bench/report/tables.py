@@ -111,7 +111,7 @@ def accuracy_frame(runs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a task, model, split, shots and method: ``n``, ``mean``, ``std``, ``half_width`` (0 to 1),
         ``zero_shot`` (of the cell), ``best`` (highest of the trained methods of its cell, as far as the
-        printed digit tells them apart) and ``below_zero_shot``.
+        printed digit tells them apart) and ``below_zero_shot`` (likewise).
     """
     runs = label_runs(runs)
     table = mean_interval(runs, [*ROW, "method"], "accuracy")
@@ -121,7 +121,7 @@ def accuracy_frame(runs: pd.DataFrame) -> pd.DataFrame:
     cells = shown.groupby([table[c] for c in CELL], dropna=False, observed=True)
     # The best of one is no finding.
     table["best"] = trained & (shown == cells.transform("max")) & (cells.transform("count") > 1)
-    table["below_zero_shot"] = trained & (table["mean"] < table["zero_shot"])
+    table["below_zero_shot"] = trained & (shown < (table["zero_shot"] * 100).round(1))
     return table
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from flora.errors import BadInput
-
-if TYPE_CHECKING:
-    import os
 
 Indices = NDArray[np.int64]
 
@@ -66,7 +64,7 @@ class ArrayImages(Images):
 
 
 class FileImages(Images):
-    """Images decoded from disk on demand, so that a set may be larger than memory.
+    """Images decoded from disk on demand, so that a set may be larger than memory; turned as EXIF says.
 
     Args:
         root: the folder that ``paths`` are relative to.
@@ -89,13 +87,14 @@ class FileImages(Images):
         path = self.root / self.paths[index]
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                image.load()
+                return _upright(image).convert("RGB")
         except DAMAGED as error:
             raise BadInput(broken_image(path, error)) from error
 
     def identity(self, index: int) -> bytes:
         """The relative path and the size: reading every file again would cost too much."""
-        return f"{self.paths[index]}\0{self.sizes[index]}".encode()
+        return os.fsencode(f"{self.paths[index]}\0{self.sizes[index]}")
 
 
 class ImagesView(Images):
@@ -119,6 +118,14 @@ class ImagesView(Images):
     def identity(self, index: int) -> bytes:
         """What the looked-into set says of the image."""
         return self.base.identity(int(self.indices[index]))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A decoded image turned as its EXIF says; as it is where the EXIF is malformed."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises half a dozen kinds, struct.error among them, and the pixels are sound
+        return image
 
 
 def broken_image(path: Path, error: BaseException) -> str:

@@ -33,22 +33,27 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".
 
 
 def load(argument: str | None, root: str | None) -> Task:
-    """The task in a folder of images; the images are opened now and decoded when they are asked for.
+    """The task in a folder of images; each image is decoded once to check it, then when asked for.
 
     Args:
         argument: the folder, absolute or relative to ``root`` (or, without one, to the working directory).
         root: the folder that holds data sets, or None.
 
     Raises:
-        BadInput: the folder is missing, holds no images, fewer than two classes or differing sets of
-            classes, or an image cannot be opened.
+        BadInput: the folder is missing, cannot be read, holds no images, fewer than two classes or
+            differing sets of classes, or an image cannot be decoded.
     """
     if not argument:
         raise BadInput("task 'folder' needs a path; write folder:PATH")
     top = Path(root or ".", Path(argument).expanduser())
-    if not top.is_dir():
-        raise BadInput(f"task folder:{argument} names no folder ({top} does not exist or is no folder)")
-    found = _scan(top)
+    try:
+        if not top.is_dir():
+            raise BadInput(f"task folder:{argument} names no folder ({top} does not exist or is no folder)")
+        found = _scan(top)
+    except OSError as error:
+        raise BadInput(
+            f"task folder:{argument}: {error.filename} cannot be read ({error.strerror}); repair or remove it"
+        ) from error
     if not found.holds_images():
         raise BadInput(f"task folder:{argument} holds no images in class folders ({', '.join(SUFFIXES)})")
     name = f"folder:{argument}"
@@ -159,7 +164,7 @@ def _some(names: set[str]) -> str:
 
 
 def _verify(sets: list[FileImages]) -> None:
-    """Open every image, so that a broken one is named now and not hours into a run."""
+    """Decode every image, so that a broken one is named now and not hours into a run."""
     paths = [images.root / path for images in sets for path in images.paths]
     Image.init()  # the formats register themselves here; doing it once keeps the threads from racing for it
     with ThreadPoolExecutor() as pool:
@@ -171,7 +176,7 @@ def _verify(sets: list[FileImages]) -> None:
 def _damage(path: Path) -> BaseException | None:
     try:
         with Image.open(path) as image:
-            image.verify()
+            image.load()  # `verify` would not decode, and so miss a truncated file
     except DAMAGED as error:
         return error
     return None
@@ -186,9 +191,14 @@ def _task(
 ) -> Task:
     return Task(
         name=name,
-        class_names=tuple(folder.replace("_", " ") for folder in folders),
+        class_names=tuple(map(_readable, folders)),
         template="a photo of a {}.",
         train=train,
         test=test,
-        domain_names=tuple(domain.replace("_", " ") for domain in domains or ()),
+        domain_names=tuple(map(_readable, domains or ())),
     )
+
+
+def _readable(folder: str) -> str:
+    """The folder's name as prompts spell it; bytes that are not UTF-8, which no tokenizer takes, escaped."""
+    return folder.replace("_", " ").encode(errors="backslashreplace").decode()

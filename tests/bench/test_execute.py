@@ -190,6 +190,21 @@ def test_an_impossible_cell_is_refused_before_any_runs(runs, tmp_path, fields, m
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("part", "what"), [("data", "images"), ("model", "weights")])
+def test_a_result_made_from_other_images_or_weights_is_not_taken_for_this_ones(tmp_path, part, what):
+    small = cell(0, method="zero_shot", data={"max_train": 20, "max_test": 20})
+    (ran,) = run_matrix([small], tmp_path)
+    (kept,) = run_matrix([small], tmp_path)
+    assert (ran.status, kept.status) == ("ran", "kept")
+    stored = json.loads(ran.path.read_text())
+    stored[part]["fingerprint"] = "0" * 64
+    ran.path.write_text(json.dumps(stored))
+    with pytest.raises(BadInput, match=f"made from other {what}.*--fresh"):
+        list(run_matrix([small], tmp_path))
+    (again,) = run_matrix([small], tmp_path, fresh=True)
+    assert again.status == "ran"
+
+
 # --- watchers ------------------------------------------------------------------------------------------
 
 

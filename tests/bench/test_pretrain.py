@@ -19,6 +19,7 @@ from open_clip.loss import ClipLoss
 from open_clip.tokenizer import SimpleTokenizer
 
 from bench import pretrain, tiny
+from bench.cli.pretrain import pretrain as pretrain_command
 from bench.tasks import glyphs
 from bench.tiny.captions import captions
 from bench.tiny.render import CHARACTERS, FONTS, render
@@ -158,6 +159,34 @@ def test_building_leaves_the_global_random_streams_alone(built: SimpleNamespace)
 def test_building_writes_the_shipped_config_and_vocabulary(built: SimpleNamespace) -> None:
     for name in (tiny.CONFIG_NAME, tiny.MERGES_NAME):
         assert (built.first / name).read_bytes() == (tiny.FOLDER / name).read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["_train", "measure", "_card"])
+def test_an_interrupted_build_leaves_the_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "model"
+    out.mkdir()
+    names = {tiny.CONFIG_NAME, tiny.WEIGHTS_NAME, tiny.MERGES_NAME, tiny.CARD_NAME}
+    for name in names:
+        (out / name).write_text("old")
+    monkeypatch.setattr(pretrain, "BATCH_SIZE", 4)
+    monkeypatch.setattr(pretrain, stage, interrupt)
+    if stage == "_card":
+        monkeypatch.setattr(pretrain, "measure", lambda _: {})
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain_tiny(out, steps=1)
+    assert {path.name: path.read_text() for path in out.iterdir()} == dict.fromkeys(names, "old")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"^--out .*file.x cannot be written .*$"):
+        pretrain_command("tiny", out=tmp_path / "file" / "x")
 
 
 def test_no_step_is_refused(tmp_path: Path) -> None:

@@ -148,7 +148,6 @@ def test_training_sees_every_sample_once_an_epoch(results, method):
         assert record["clients"] == (0, 1, 2, 3)
         assert record["refused"] == ()
         assert record["loss"] > 0
-    assert results[method]["summary"]["train_flops"] > 0
 
 
 def test_zero_shot_trains_and_sends_nothing(results):
@@ -159,8 +158,8 @@ def test_zero_shot_trains_and_sends_nothing(results):
         "bytes_down",
         "payload_bytes",
         "trainable_parameters",
-        "train_flops",
         "train_seconds",
+        "refused_uploads",
     ):
         assert summary[figure] == 0
     assert summary["round_seconds"] is None
@@ -174,11 +173,10 @@ WORK = {
     "flora.federation.evaluate": 1000,
     "bench.run.evaluate": 7,
     "bench.run.load_model": 5,
-    "bench.run.step_flops": 99_999,
 }
 
 
-def test_all_work_is_timed_in_its_phase_and_counting_operations_is_no_part_of_it(monkeypatch):
+def test_all_work_is_timed_in_its_phase(monkeypatch):
     now = [0]  # moves on when work is done, and by that alone
 
     def taking(seconds, function):
@@ -208,7 +206,6 @@ def test_all_work_is_timed_in_its_phase_and_counting_operations_is_no_part_of_it
     assert summary["round_seconds"] == sum(in_round.values())
     assert summary["setup_seconds"] == 7 + 5
     assert summary["total_seconds"] == summary["setup_seconds"] + 1000 + 2 * sum(in_round.values())
-    assert result["setup"]["seconds"]["count"] == 99_999
 
 
 # --- the same again, and otherwise ---------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -11,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bench.tasks import describe_tasks, load_task, task_names
-from bench.tasks.base import ArrayImages, LabelledImages, Task, draw_evenly, stratified_split
+from bench.tasks.base import ArrayImages, FileImages, LabelledImages, Task, draw_evenly, stratified_split
 from flora.errors import BadInput
 
 
@@ -345,6 +347,66 @@ def test_a_broken_image_is_named_at_loading(tmp_path: Path) -> None:
     paint_classes(tmp_path, {"a": 3, "b": 3})
     (tmp_path / "b" / "1.png").write_bytes(b"no image at all")
     assert str(tmp_path / "b" / "1.png") in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_truncated_image_is_named_at_loading(tmp_path: Path, suffix: str) -> None:
+    paint_classes(tmp_path, {"a": 3, "b": 3}, suffix)
+    cut = tmp_path / "a" / f"2{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(cut)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    assert f"image {cut} cannot be read" in refusal(tmp_path)
+
+
+def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    paint_classes(tmp_path, {"a": 3, "b": 3})
+    link = tmp_path / "b" / "x.jpg"
+    link.symlink_to(tmp_path / "gone.jpg")
+    assert f"{link} cannot be read" in refusal(tmp_path)
+
+
+def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paint_classes(tmp_path, {"a": 3, "b": 3})
+    locked, scandir = tmp_path / "b", os.scandir
+
+    def scan(path: Path) -> object:  # taking the permission away would not stop a test run as root
+        if path == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert f"{locked} cannot be read (Permission denied)" in refusal(tmp_path)
+
+
+def test_names_that_are_not_utf8_are_taken(tmp_path: Path) -> None:
+    try:
+        paint_classes(tmp_path, {"a": 5, "caf\udce9": 5})
+        paint(tmp_path / "a" / "\udcff.png")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    task = load_task(f"folder:{tmp_path}")
+    assert len(task.fingerprint) == 64
+    assert task.prompts[1].encode() == rb"a photo of a caf\udce9."
+
+
+def test_an_image_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    paint_classes(tmp_path / "train", {"a": 1, "b": 1}, suffix=".jpg")
+    paint_classes(tmp_path / "test", {"a": 1, "b": 1}, suffix=".jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    Image.new("RGB", (9, 7)).save(tmp_path / "train" / "b" / "0.jpg", exif=exif)
+    task = load_task(f"folder:{tmp_path}")
+    assert [image.size for image in task.train.images] == [(9, 7), (7, 9)]
+
+
+def test_malformed_exif_does_not_spoil_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Image.Image) -> Image.Image:
+        raise struct.error("required argument is not an integer")
+
+    paint(tmp_path / "0.jpg")
+    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    assert FileImages(tmp_path, ["0.jpg"], [1])[0].size == (9, 7)
 
 
 def test_an_image_damaged_after_loading_is_named_when_it_is_decoded(tmp_path: Path) -> None:

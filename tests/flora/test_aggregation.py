@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flora.aggregation import AGGREGATORS, WeightedMean
+from flora.aggregation import WeightedMean
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
 UPLOADS = st.lists(
@@ -71,7 +71,3 @@ def test_a_weight_that_is_not_positive_is_refused(weight):
 def test_nothing_added_has_no_mean():
     with pytest.raises(ValueError, match="no client"):
         WeightedMean().result()
-
-
-def test_names():
-    assert AGGREGATORS["weighted_mean"] is WeightedMean

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flora import payload
+from flora import client, payload
 from flora.events import Events, Phase, RoundRecord
 from flora.federation import Federation, evaluate
 from flora.settings import Training
@@ -277,3 +277,16 @@ def test_training_on_features_is_training_on_images():
         assert record.accuracy == other.accuracy
         assert record.loss == pytest.approx(other.loss, abs=1e-10)
     assert all(torch.allclose(state[n], t, rtol=0, atol=1e-9) for n, t in featured.items())
+
+
+def test_who_takes_part_and_the_batch_order_draw_from_streams_apart(monkeypatch):
+    seeds = []
+    make = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: seeds.append(seed) or make(seed))
+    training = Training(batch_size=4)
+    federation = toy.federation(toy.method({"name": "linear_probe"}), training)
+    federation.participation_seed = 5
+    federation.participants(3)
+    list(client.batches(toy.samples(), toy.SHARES[0], training, (5, 3, 0)))
+    participation, order = (np.random.SeedSequence(seed).generate_state(4).tolist() for seed in seeds)
+    assert participation != order
