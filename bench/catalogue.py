@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def method_modules() -> dict[str, str]:
-    """Name the module of every method: FLoRA's own, and each file of `baselines/` under its name."""
-    return {"flora": "flora.lora"} | {m.name: f"baselines.{m.name}" for m in iter_modules(baselines.__path__)}
+    """Name the module of every method: FLoRA's own, and each public file of `baselines/` under its name."""
+    names = [m.name for m in iter_modules(baselines.__path__) if not m.name.startswith("_")]
+    return {"flora": "flora.lora"} | {name: f"baselines.{name}" for name in names}
 
 
 def load_method(name: str) -> type[Method]:
@@ -26,13 +27,16 @@ def load_method(name: str) -> type[Method]:
 
     Raises:
         BadInput: there is none of that name.
+        ValueError: its file registers no method of that name.
     """
     modules = method_modules()
     if name not in modules:
         raise BadInput(f"method.name: there is no method {name!r}{nearest(name, modules)}")
-    import_module(modules[name])
+    module = import_module(modules[name])
     from flora.method import METHODS
 
+    if name not in METHODS:
+        raise ValueError(f"{module.__file__} must register the method {name!r}, after its file")
     return METHODS[name]
 
 
@@ -70,5 +74,5 @@ def describe_models() -> dict[str, str]:
     """Say which models a run can start from."""
     return {
         "tiny": "Embedded: a small CLIP pretrained on printed characters; nothing is downloaded",
-        "ARCHITECTURE:random": "Any open_clip architecture, seeded random weights: for time, memory, bytes",
+        "ARCHITECTURE:random": "An open_clip architecture, seeded random weights: for time, memory, bytes",
     }

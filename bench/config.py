@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
 from bench.catalogue import load_method, method_modules
-from bench.splits import SPLITS, SplitConfig
+from bench.splits import SPLITS, SplitConfig, SplitSpec
 from flora.errors import BadInput, nearest
 from flora.settings import SGD, Adam, Options, Seeds, Settings, Training
 
@@ -150,12 +150,28 @@ def _refuse_truth_values(given: Mapping[str, Any], read: Mapping[str, Any], path
 
 
 def label(config: RunConfig) -> str:
-    """Name a run as people speak of it: task, method, split, shots, seed."""
-    fields = config.model_dump()
-    shots = f" {fields['split']['shots']}-shot" if fields["split"]["shots"] else ""
-    seeds = fields["seed"].values()
-    seed = f"seed {fields['seed']['split']}" if len(set(seeds)) == 1 else f"seeds {'-'.join(map(str, seeds))}"
-    return f"{config.task} · {fields['method']['name']} · {fields['split']['name']}{shots} · {seed}"
+    """Name a run as people speak of it: task, method, split, shots, seed; options where not the default."""
+    shots = f" {config.split.shots}-shot" if config.split.shots else ""
+    seeds = config.seed.model_dump().values()
+    seed = f"seed {config.seed.split}" if len(set(seeds)) == 1 else f"seeds {'-'.join(map(str, seeds))}"
+    return f"{config.task} · {_in_words(config.method)} · {_in_words(config.split)}{shots} · {seed}"
+
+
+def _in_words(section: Options | SplitSpec) -> str:
+    """Give the name of a method or split, with what is not at its default; shots are said elsewhere."""
+    changed = [
+        f"{name} {_value_in_words(value)}"
+        for name, field in type(section).model_fields.items()
+        if name not in ("name", "shots")
+        and (value := getattr(section, name)) != field.get_default(call_default_factory=True)
+    ]
+    return f"{section.name} ({', '.join(changed)})" if changed else section.name
+
+
+def _value_in_words(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "+".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def field_models(section: str, value: Any = None) -> Sequence[Any]:
@@ -171,7 +187,8 @@ def field_models(section: str, value: Any = None) -> Sequence[Any]:
         case "method":
             return [_options_of(value)]
         case "split":
-            return [SPLITS[value["name"]]] if value.get("name") in SPLITS else list(SPLITS.values())
+            named = [spec for name, spec in SPLITS.items() if name == value.get("name")]
+            return named or list(SPLITS.values())
         case "optimizer":
             return [SGD if value.get("name") == "sgd" else Adam]
     return [{"model": Model, "data": Data, "seed": Seeds}[section]]
@@ -203,8 +220,7 @@ def explain(error: ValidationError, section: str = "", value: Any = None) -> str
         return f"{field}: there is no such field{nearest(last, {n for m in models for n in m.model_fields})}"
     if first["type"] == "union_tag_invalid":
         name = str(first["input"]["name"])
-        valid = SPLITS if last == "split" else OPTIMIZERS
-        return f"{field}.name: there is no {last} {name!r}{nearest(name, valid)}"
+        return f"{field}.name: there is no {last} {name!r}{nearest(name, OPTIMIZERS)}"
     if first["type"] in ("model_type", "model_attributes_type"):
         short = _SHORT_FORMS.get(field, "")
         return f"{field}: {first['input']!r} must be {short}a mapping of fields to values"

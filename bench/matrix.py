@@ -10,6 +10,8 @@ from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from bench.config import RunConfig, field_models, label
 from flora.errors import BadInput, nearest
@@ -18,6 +20,8 @@ PRESETS = Path(__file__).parent / "presets"
 
 # Sections and what a value stands for that is not a mapping: a bare name, or one seed for every stream.
 SECTIONS = ("model", "method", "split", "optimizer", "seed", "data")
+# What a cell is. An included cell that is another is none of the cells that an override asks for.
+IDENTITY = ("task", "method", "split")
 
 
 class Matrix:
@@ -49,14 +53,10 @@ class Matrix:
             BadInput: no such preset or file, or what is in it cannot be used.
         """
         content = _read_yaml(_find(source))
-        include, exclude = _patterns(content, "include"), _patterns(content, "exclude")
+        include: Sequence[Mapping[str, Any]] = _patterns(content, "include")
+        exclude = _patterns(content, "exclude")
         for override in overrides:
-            field, value = _parse(override)
-            if field in ("include", "exclude"):
-                raise BadInput(f"--set {override}: must name a field of a run; {field} belongs in a file")
-            content = _set(content, field, value)
-            # an entry that does not speak of a section takes it from the fields
-            include = [_set(e, field, value) if field.partition(".")[0] in e else e for e in include]
+            content, include = _override(content, include, override)
         return cls(include=include, exclude=exclude, **content)
 
     def cells(self) -> list[RunConfig]:
@@ -99,7 +99,27 @@ def _find(source: str) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, which YAML 1.1 takes for text, so that `exclude` finds it too."""
+    """Reads 1e-3 as a number, which YAML 1.1 takes for text, so that `exclude` finds it too.
+
+    Refuses a key given twice, of which YAML keeps the last without a word.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise ComposerError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # what looks like a date or a number but is none
+            raise ConstructorError(None, None, str(error), node.start_mark) from error
 
 
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
@@ -111,10 +131,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        raise BadInput(f"{path}{_where(error.problem_mark)}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        mark = getattr(error, "problem_mark", None)
+        raise BadInput(f"{path}{_where(mark)}: not valid YAML: {_problem(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise BadInput(f"{path}: must hold fields with values, such as 'task: digits'")
     return content
@@ -122,6 +141,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _where(mark: yaml.Mark | None) -> str:
     return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return getattr(error, "problem", None) or " ".join(str(error).split())
 
 
 def _patterns(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -139,29 +162,50 @@ def _parse(override: str) -> tuple[str, Any]:
     try:
         return field.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        raise BadInput(f"--set {override}: the value is not valid YAML") from error
+        raise BadInput(f"--set {override}: the value is not valid YAML: {_problem(error)}") from error
 
 
-def _set(fields: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """Give `fields` with the one at `path` replaced, in every variant of a section that has such a field."""
+def _override(
+    fields: Mapping[str, Any], include: Sequence[Mapping[str, Any]], override: str
+) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    """Give `fields` and the entries of `include` such that the override holds in every cell."""
+    path, value = _parse(override)
     section, dot, name = path.partition(".")
+    if path in ("include", "exclude"):
+        raise BadInput(f"--set {override}: must name a field of a run; {path} belongs in a file")
+    if section in IDENTITY and (not dot or name == "name"):
+        include = [entry for entry in include if section not in entry]
     if not dot:
-        return {**fields, section: value}
+        rest = [{key: kept for key, kept in entry.items() if key != section} for entry in include]
+        # an entry that said nothing else would repeat the fields' own cells
+        return {**fields, section: value}, [entry for entry in rest if entry]
     if section not in SECTIONS:
         sections = ", ".join(SECTIONS)
         raise BadInput(f"--set {path}: {section!r} has no fields within; those that have are {sections}")
-    present = fields.get(section, RunConfig.model_fields[section].get_default())
-    variants = [_mapping(section, v) for v in (present if isinstance(present, list) else [present])]
-    known = [name == "name" or name in _field_names(section, variant) for variant in variants]
-    if not any(known):
-        valid = {field for variant in variants for field in _field_names(section, variant)}
+    # an entry that does not speak of a section takes it from the fields
+    parts = [fields, *(entry for entry in include if section in entry)]
+    variants = [variant for part in parts for variant in _variants(part, section)]
+    valid = {field for variant in variants for field in _field_names(section, variant)}
+    if variants and name not in {"name", *valid}:
         raise BadInput(f"--set {path}: there is no such field{nearest(name, valid)}")
+    changed = [_set(entry, section, name, value) if section in entry else entry for entry in include]
+    return _set(fields, section, name, value), changed
+
+
+def _set(fields: Mapping[str, Any], section: str, name: str, value: Any) -> dict[str, Any]:
+    """Give `fields` with one replaced in every variant of a section that has such a field."""
     changed: list[dict[str, Any]] = []
-    for variant, has in zip(variants, known, strict=True):
+    for variant in _variants(fields, section):
+        has = name == "name" or name in _field_names(section, variant)
         new = {**variant, name: value} if has else variant
         if new not in changed:  # variants that differed in this field alone have become one
             changed.append(new)
-    return {**fields, section: changed if isinstance(present, list) else changed[0]}
+    return {**fields, section: changed}
+
+
+def _variants(fields: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
+    present = fields.get(section, RunConfig.model_fields[section].get_default())
+    return [_mapping(section, value) for value in (present if isinstance(present, list) else [present])]
 
 
 def _mapping(section: str, value: Any) -> dict[str, Any]:
@@ -175,10 +219,15 @@ def _mapping(section: str, value: Any) -> dict[str, Any]:
     return {"name": value}
 
 
-def _field_names(section: str, value: Mapping[str, Any]) -> set[str]:
+def _models(section: str, value: Mapping[str, Any]) -> list[Any]:
+    """Give the models of all that a section stands for, whose name may be a list."""
     names = value.get("name")
     variants = [{**value, "name": name} for name in names] if isinstance(names, list) else [value]
-    return {field for v in variants for model in field_models(section, v) for field in model.model_fields}
+    return [model for variant in variants for model in field_models(section, variant)]
+
+
+def _field_names(section: str, value: Mapping[str, Any]) -> set[str]:
+    return {field for model in _models(section, value) for field in model.model_fields}
 
 
 def _expand(fields: Mapping[str, Any], section: str = "") -> Iterator[dict[str, Any]]:
@@ -204,10 +253,12 @@ def _choices(fields: Mapping[str, Any], name: str, section: str) -> Iterator[Any
 
 
 def _takes_list(fields: Mapping[str, Any], name: str, section: str) -> bool:
-    if section not in SECTIONS or (section == "method" and not isinstance(fields.get("name"), str)):
+    if section not in SECTIONS or name == "name":
         return False
     annotations = [
-        m.model_fields[name].annotation for m in field_models(section, fields) if name in m.model_fields
+        model.model_fields[name].annotation
+        for model in _models(section, fields)
+        if name in model.model_fields
     ]
     return any(get_origin(annotation) in (tuple, list) for annotation in annotations)
 
@@ -216,12 +267,22 @@ def _check_pattern(pattern: Mapping[str, Any], cells: Sequence[RunConfig]) -> No
     """Refuse a field that no cell has: it would never match, and nobody would notice."""
     dumps = [cell.model_dump() for cell in cells]
     for field, want in pattern.items():
+        _check_name(field)
         if field not in RunConfig.model_fields:
             raise BadInput(f"exclude: there is no field {field!r}{nearest(field, RunConfig.model_fields)}")
         valid = {name for dump in dumps if isinstance(dump[field], dict) for name in dump[field]}
-        for name in want if isinstance(want, dict) else ():
+        wanted = [one for one in (want if isinstance(want, list) else [want]) if isinstance(one, dict)]
+        if wanted and not valid:
+            raise BadInput(f"exclude: {field} has no fields within; give a value or a list of values")
+        for name in (name for one in wanted for name in one):
+            _check_name(name)
             if name not in valid:
                 raise BadInput(f"exclude: no cell has a field {field}.{name}{nearest(name, valid)}")
+
+
+def _check_name(field: object) -> None:
+    if not isinstance(field, str):
+        raise BadInput(f"exclude: {field!r} must be the name of a field, such as method")
 
 
 def _agrees(cell: RunConfig, pattern: Mapping[str, Any]) -> bool:

@@ -35,6 +35,10 @@ class NothingToDraw(ValueError):
     """The runs hold no data for a figure; the message says in a few words what is missing."""
 
 
+# Intervals of fewer seeds stand in the tables alone: Student's factor is 12.7 for two, 4.3 for three.
+FEWEST_FOR_INTERVAL = 3
+
+
 def accuracy_over_rounds(
     rounds: pd.DataFrame, ax: Axes | None = None, *, styles: Mapping[str, Style] | None = None
 ) -> Figure:
@@ -82,6 +86,7 @@ def time_bars(
         panels = _panels(trained, ax, _bar_height(trained))
         for axes, part in panels.parts:
             table = mean_interval(part, ["method_label"], "train_seconds")
+            table["half_width"] = _drawn_half_width(table)
             setup = mean_interval(part, ["method_label"], "setup_seconds")[["method_label", "mean"]]
             table = table.merge(setup.rename(columns={"mean": "setup"}), on="method_label", how="left")
             _bars(axes, table, _order(trained), styles or styles_of(runs), digits)
@@ -111,6 +116,7 @@ def memory_bars(
         panels = _panels(measured, ax, _bar_height(measured))
         for axes, part in panels.parts:
             table = mean_interval(part, ["method_label"], column)
+            table["half_width"] = _drawn_half_width(table)
             _bars(axes, table, _order(measured), styles or styles_of(runs), bytes_text)
             axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
         _fit_bars(panels)
@@ -293,15 +299,20 @@ def _shots_curve(axes: Axes, group: pd.DataFrame, counts: Sequence[int], style: 
     _line(axes, np.log2(some["shots"].to_numpy(dtype=float)), some, style, marks=len(some))
     everything = table[table["shots"].isna()]
     at = [math.log2(counts[-1]) + 1] * len(everything)
-    error = 100 * everything["half_width"].fillna(0)
+    error = 100 * _drawn_half_width(everything)
     axes.errorbar(
         at, 100 * everything["mean"], error, fmt=style.marker, color=style.colour, elinewidth=0.8, capsize=2
     )
 
 
+def _drawn_half_width(table: pd.DataFrame) -> np.ndarray:
+    """Half widths of the intervals worth drawing: that of two values mostly spans the whole figure."""
+    return table["half_width"].where(table["n"] >= FEWEST_FOR_INTERVAL, 0.0).to_numpy(dtype=float)
+
+
 def _line(axes: Axes, places: np.ndarray, table: pd.DataFrame, style: Style, marks: int) -> None:
     """Draw means with their band, and ``marks`` markers from the first to the last."""
-    mean, half = 100 * table["mean"].to_numpy(), 100 * table["half_width"].to_numpy(dtype=float)
+    mean, half = 100 * table["mean"].to_numpy(), 100 * _drawn_half_width(table)
     marked = np.unique(np.linspace(0, len(places) - 1, min(marks, len(places))).round().astype(int)).tolist()
     kind = {"color": style.colour, "linestyle": style.line, "marker": style.marker}
     axes.plot(places, mean, **kind, markevery=marked, markeredgewidth=0)

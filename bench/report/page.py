@@ -176,6 +176,8 @@ def _interval_text(runs: pd.DataFrame, what: str) -> str:
     n = runs.groupby(ROW, dropna=False, observed=True).size()
     if max(n, default=1) == 1:
         return "One seed, so no interval."
+    if max(n) < figures.FEWEST_FOR_INTERVAL:
+        return f"{n_text(n).capitalize()}; for their wide intervals see the tables."
     cut = ", cut at the frame" if what == "band" else ""
     return f"{n_text(n).capitalize()}; {what}: 95 % t-interval over seeds{cut}."
 

@@ -1,8 +1,10 @@
 """What there is can be listed in full, a line each, without loading what is heavy."""
 
+import sys
+
 import pytest
 
-from baselines import __path__ as baselines_path
+import baselines
 from bench.catalogue import (
     describe_aggregators,
     describe_methods,
@@ -11,7 +13,7 @@ from bench.catalogue import (
     method_modules,
 )
 from bench.models import check_name
-from flora.aggregation import AGGREGATORS
+from flora.aggregation import Aggregator
 from flora.errors import BadInput
 from flora.method import METHODS, Method
 
@@ -21,7 +23,7 @@ DESCRIBED = {"methods": describe_methods, "aggregators": describe_aggregators, "
 def test_every_file_of_the_baselines_is_a_method_and_flora_is_one():
     from pathlib import Path
 
-    files = {path.stem for folder in baselines_path for path in Path(folder).glob("*.py")} - {"__init__"}
+    files = {path.stem for folder in baselines.__path__ for path in Path(folder).glob("[!_]*.py")}
     assert set(method_modules()) == files | {"flora"}
     assert {"zero_shot", "full_finetune", "linear_probe", "attention_adapter"} <= files
 
@@ -50,6 +52,27 @@ def test_an_unknown_method_is_refused(name, ending):
     assert str(caught.value).startswith(f"method.name: there is no method {name!r}{ending}")
 
 
+@pytest.fixture
+def folder_of_baselines(tmp_path, monkeypatch):
+    """A folder whose modules count among the baselines."""
+    monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path)])
+    monkeypatch.setattr("sys.modules", dict(sys.modules))
+    return tmp_path
+
+
+def test_a_baseline_that_registers_another_name_than_its_files_is_told_so(folder_of_baselines):
+    file = folder_of_baselines / "misnamed_fault.py"
+    file.write_text("")
+    with pytest.raises(ValueError, match="must register the method 'misnamed_fault'") as caught:
+        load_method("misnamed_fault")
+    assert str(caught.value).startswith(str(file))
+
+
+def test_a_private_module_of_the_baselines_is_no_method(folder_of_baselines):
+    (folder_of_baselines / "_shared.py").write_text("")
+    assert "_shared" not in method_modules()
+
+
 @pytest.mark.parametrize("kind", DESCRIBED)
 def test_each_entry_has_a_description_of_one_line(kind):
     entries = DESCRIBED[kind]()
@@ -62,7 +85,9 @@ def test_each_entry_has_a_description_of_one_line(kind):
 
 def test_the_entries_are_what_there_is():
     assert set(describe_methods()) == set(method_modules())
-    assert set(describe_aggregators()) == set(AGGREGATORS)
+    assert set(describe_aggregators()) == {
+        cls.name for cls in Aggregator.__subclasses__() if cls.__module__ == "flora.aggregation"
+    }
 
 
 def test_the_listed_models_can_be_named():

@@ -342,7 +342,7 @@ def cell(method="flora", seed=0):
 
 
 def outcome(config, status="ran", reason=""):
-    summary = {"accuracy": 0.75, "zero_shot_accuracy": 0.5} if status == "ran" else {}
+    summary = {"accuracy": 0.75, "zero_shot_accuracy": 0.5, "refused_uploads": 0} if status == "ran" else {}
     return Outcome(config, status, Path("run.json"), summary, reason)
 
 

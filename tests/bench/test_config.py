@@ -320,6 +320,19 @@ def test_the_label_names_the_cell():
     assert label(few) == "digits · flora · dirichlet 4-shot · seeds 0-0-0-2"
 
 
+def test_the_label_tells_options_that_are_not_the_defaults():
+    method = {"name": "flora", "rank": 8, "places": ["text.out", "text.head"]}
+    split = {"name": "dirichlet", "beta": 1.0, "shots": 4}
+    words = "flora (rank 8, places text.out+text.head) · dirichlet (beta 1.0) 4-shot"
+    assert label(READ({"method": method, "split": split})) == f"digits · {words} · seed 0"
+    method, split = {"name": "flora", "loss": "cross_entropy"}, {"name": "dirichlet", "cap": True}
+    words = "flora (loss cross_entropy) · dirichlet (cap true)"
+    assert label(READ({"method": method, "split": split})) == f"digits · {words} · seed 0"
+    assert "pathological (classes_per_client null) ·" in label(
+        READ({"split": {"name": "pathological", "classes_per_client": None}})
+    )
+
+
 def test_fields_of_a_section_are_those_of_what_it_names():
     names = {name for model in field_models("split", {"name": "dirichlet"}) for name in model.model_fields}
     assert "beta" in names

@@ -89,6 +89,18 @@ def test_a_list_of_names_in_a_section_is_many_sections():
     assert [(c.optimizer.name, c.optimizer.lr) for c in cells] == list(product(["adam", "sgd"], [0.1, 0.2]))
 
 
+def test_a_list_of_names_multiplies_with_the_lists_beside_it(file):
+    cells = cells_of(file("rounds: 1"), "split={name: [iid, quantity], shots: [null, 4]}")
+    assert [(c.split.name, c.split.shots) for c in cells] == list(product(["iid", "quantity"], [None, 4]))
+    (cell,) = Matrix(method={"name": ["flora"], "places": ["text.out", "text.query"]}).cells()
+    assert cell.method.places == ("text.out", "text.query")
+
+
+def test_a_name_that_is_a_mapping_is_refused(file):
+    assert refusal(file("split: {name: {a: 1}, shots: [1, 2]}")).startswith("split: ")
+    assert refusal(file("method: {name: {a: 1}, rank: [1, 2]}")).startswith("method.name: ")
+
+
 def test_a_value_that_is_a_list_is_one_value():
     (cell,) = Matrix(
         optimizer={"betas": [0.5, 0.6]}, method={"name": "flora", "places": ["text.out", "text.query"]}
@@ -201,6 +213,23 @@ def test_exclude_of_no_field_is_refused():
         Matrix(exclude=[{"metod": "flora"}]).cells()
 
 
+BAD_EXCLUDES = [
+    ({1: 2}, "exclude: 1 must be the name of a field, such as method"),
+    ({"split": {1: 2}}, "exclude: 1 must be the name of a field, such as method"),
+    ({"split": [{None: 2}]}, "exclude: None must be the name of a field, such as method"),
+    ({"task": {"a": 2}}, "exclude: task has no fields within; give a value or a list of values"),
+    ({"method": {"rnk": 2}}, "exclude: no cell has a field method.rnk; did you mean 'rank'?"),
+    ({"method": [{"rnk": 2}]}, "exclude: no cell has a field method.rnk; did you mean 'rank'?"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "message"), BAD_EXCLUDES, ids=[str(p) for p, _ in BAD_EXCLUDES])
+def test_an_exclude_that_could_never_match_is_refused(pattern, message):
+    with pytest.raises(BadInput) as caught:
+        Matrix(exclude=[pattern]).cells()
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("key", ["include", "exclude"])
 @pytest.mark.parametrize("value", ["flora", "{method: flora}", "[flora]", "3"])
 def test_include_and_exclude_are_lists_of_mappings(file, key, value):
@@ -287,6 +316,36 @@ def test_set_holds_for_included_cells_too(file):
     assert [(c.clients, c.rounds) for c in cells] == [(10, 5), (3, 5)]
 
 
+def test_set_needs_only_one_part_of_the_matrix_to_know_its_field(file):
+    path = file("{method: zero_shot, include: [{method: flora}, {rounds: 2}]}")
+    cells = cells_of(path, "method.rank=4")
+    assert [(c.method.name, getattr(c.method, "rank", None), c.rounds) for c in cells] == [
+        ("zero_shot", None, 10),
+        ("flora", 4, 10),
+        ("zero_shot", None, 2),
+    ]
+    assert refusal(path, "method.rnk=4") == "--set method.rnk: there is no such field; did you mean 'rank'?"
+
+
+@pytest.mark.parametrize("override", ["method=flora", "method.name=flora"])
+def test_set_of_what_a_cell_is_drops_included_cells_that_are_another(file, override):
+    path = file("{method: zero_shot, include: [{method: linear_probe, rounds: 3}, {clients: 3}]}")
+    cells = cells_of(path, override)
+    assert [(c.method.name, c.rounds, c.clients) for c in cells] == [("flora", 10, 10), ("flora", 10, 3)]
+
+
+def test_set_of_another_field_is_taken_out_of_included_cells(file):
+    path = file("{include: [{clients: 3, seed: 7, optimizer: {lr: 1.0}}, {seed: 8}]}")
+    cells = cells_of(path, "seed=[0, 1]", "optimizer=sgd")
+    found = [(c.clients, c.seed.split, c.optimizer.name, c.optimizer.lr) for c in cells]
+    assert found == [(*one, "sgd", 1e-2) for one in product([10, 3], [0, 1])]
+
+
+@pytest.mark.parametrize(("override", "count"), [("method=flora", 12), ("seed=0", 30), ("split=iid", 10)])
+def test_a_set_on_quick_runs_each_cell_once(override, count):
+    assert len(cells_of("quick", override)) == count
+
+
 def test_the_last_set_wins(file):
     (cell,) = cells_of(file("rounds: 1"), "rounds=2", "rounds=3")
     assert cell.rounds == 3
@@ -302,7 +361,10 @@ BAD_SETS = [
     ("split.bta=5", "--set split.bta: there is no such field; choose from name, overlap, shots"),
     ("seed.ordr=5", "--set seed.ordr: there is no such field; did you mean 'order'?"),
     ("optimizer.momentum=1", "--set optimizer.momentum: there is no such field; choose from betas"),
-    ("rounds=[", "--set rounds=[: the value is not valid YAML"),
+    ("rounds=[", "--set rounds=[: the value is not valid YAML: expected the node content"),
+    ("task=2020-13-45", "--set task=2020-13-45: the value is not valid YAML: month must be in 1..12"),
+    ("data={root: a, root: b}", "--set data={root: a, root: b}: the value is not valid YAML: the key 'root'"),
+    ("task=\x00", "--set task=\x00: the value is not valid YAML: unacceptable character"),
     ("rounds=-1", "rounds: -1 must be greater than or equal to 0"),
     ("method.rank=0", "method.rank: 0 must be greater than or equal to 1"),
     ("method.name=flroa", "method.name: there is no method 'flroa'; did you mean 'flora'?"),
@@ -327,6 +389,27 @@ def test_set_inside_a_method_without_a_name_is_refused(file, method):
 def test_bad_yaml_is_refused_with_line_and_column(file):
     path = file("task: digits\nrounds: [1, 2\nseed: 0\n")
     assert refusal(path).startswith(f"{path}:3:5: not valid YAML: ")
+
+
+@pytest.mark.parametrize("value", ["2020-13-45", "9" * 5000, "0x_"], ids=["date", "long", "hexadecimal"])
+def test_what_looks_like_a_date_or_a_number_and_is_none_is_refused(file, value):
+    path = file(f"rounds: 1\ntask: {value}\n")
+    assert refusal(path).startswith(f"{path}:2:7: not valid YAML: ")
+    assert ": the value is not valid YAML: " in refusal("quick", f"clients={value}")
+
+
+def test_a_key_given_twice_is_refused_with_line_and_column(file):
+    path = file("seed: 0\nrounds: 1\nseed: 1\n")
+    assert refusal(path) == f"{path}:3:1: not valid YAML: the key 'seed' is given twice"
+    path = file("method: {name: flora, rank: 2, rank: 4}")
+    assert refusal(path) == f"{path}:1:32: not valid YAML: the key 'rank' is given twice"
+
+
+def test_a_merged_key_may_be_given_again(file):
+    text = """
+        method: [&small {name: flora, rank: 2}, {<<: *small, rank: 4}]
+    """
+    assert [c.method.rank for c in cells_of(file(text))] == [2, 4]
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "digits", "3", "1: 2", "# nothing"])
