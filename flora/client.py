@@ -109,7 +109,7 @@ def _optimizer(method: Method, training: Training) -> torch.optim.Optimizer:
     values = settings.model_dump(exclude={"name", "state"})
     if isinstance(settings, Adam):
         kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-        return kind(parameters, **values)
+        return kind(parameters, fused=True, **values)
     return torch.optim.SGD(parameters, **values)
 
 
