@@ -129,7 +129,10 @@ def check(config: RunConfig) -> None:
 
 def sources(config: RunConfig) -> dict[str, str]:
     """Fingerprint what the configuration only names: the images ("data") and the weights ("model")."""
-    task = _limited(config, _kept_task(config.task, config.data.root))
+    return _sources(config, _limited(config, _kept_task(config.task, config.data.root)))
+
+
+def _sources(config: RunConfig, task: Task) -> dict[str, str]:
     return {"data": task.fingerprint, "model": model_fingerprint(config.model.name)}
 
 
@@ -151,8 +154,7 @@ def _load(config: RunConfig) -> Inputs:
     model = load_model(config.model, config.device)
     prompts = Prompts.tokenize(task.prompts, model.tokenize)
     train, test = (_samples(part, model, config) for part in (task.train, task.test))
-    fingerprints = {"data": task.fingerprint, "model": model_fingerprint(config.model.name)}
-    return Inputs(task, _split(config, task), fingerprints, model, prompts, train, test)
+    return Inputs(task, _split(config, task), _sources(config, task), model, prompts, train, test)
 
 
 def _samples(part: LabelledImages, model: LoadedModel, config: RunConfig) -> Samples:
