@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from flora.features import Batch
-from flora.method import Method, register
+from flora.method import Method, cross_entropy, register
 from flora.settings import Options
 
 
@@ -32,7 +32,7 @@ class LinearProbe(Method):
 
     def prepare(self, generator: torch.Generator) -> None:
         """Take the zero-shot classifier over as weights."""
-        self.weight = nn.Parameter(super().classifier())
+        self.weight = nn.Parameter(super().classifier().clone())
         self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0]))
 
     def closed_form(self) -> int:
@@ -51,4 +51,4 @@ class LinearProbe(Method):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy over the classes."""
-        return F.cross_entropy(self.logits(batch, self.weight), batch.labels)
+        return cross_entropy(self.logits(batch, self.weight), batch)

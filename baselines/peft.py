@@ -19,8 +19,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from pydantic import Field, create_model, model_validator
 
 from flora.errors import BadInput, nearest
-from flora.lora import Places
-from flora.method import MatchingOptions, Method, register
+from flora.lora import AdapterOptions
+from flora.method import Method, register
 
 # What there is, by the name behind "peft:"; read without importing this module.
 VARIANTS = {
@@ -75,12 +75,14 @@ class Family:
         options: fields of PEFT's configuration that are offered.
         count: parameters of one adapted layer, from the layer's widths and the options.
         fixed: further fields of PEFT's configuration.
+        stackable: as `Method.stackable`; not where PEFT's code has gradients of its own or writes in place.
     """
 
     peft_type: str
     options: tuple[str, ...]
     count: Callable[[Layer, Any], int]
     fixed: dict[str, Any] = field(default_factory=dict)
+    stackable: bool = True
 
     @property
     def config(self) -> type[peft.PeftConfig] | None:
@@ -137,28 +139,27 @@ FAMILIES = {
         (),
         lambda layer, _: layer.width_in if _is_second_of_mlp(layer.name) else layer.width_out,
     ),
-    "loha": Family("LOHA", ("r", "alpha"), lambda layer, options: 2 * _factors(layer, options)),
+    "loha": Family(
+        "LOHA", ("r", "alpha"), lambda layer, options: 2 * _factors(layer, options), stackable=False
+    ),
     "lokr": Family("LOKR", ("r", "alpha", "decompose_both"), _kronecker_factors),
     "hra": Family("HRA", ("r", "apply_GS"), lambda layer, options: options.r * layer.width_in),
     "oft": Family(
         "OFT",
         ("oft_block_size", "use_cayley_neumann", "num_cayley_neumann_terms"),
         lambda layer, options: layer.width_in * (options.oft_block_size - 1) // 2,
+        stackable=False,
     ),
     "delora": Family("DELORA", ("r", "delora_lambda"), lambda layer, options: _factors(layer, options) + 1),
     "hira": Family("HIRA", ("r",), _factors),
-    "randlora": Family("RANDLORA", ("r", "randlora_alpha", "projection_prng_key"), _random_bases),
+    "randlora": Family(
+        "RANDLORA", ("r", "randlora_alpha", "projection_prng_key"), _random_bases, stackable=False
+    ),
 }
 
 
-class PeftOptions(MatchingOptions):
-    """What all of them have; PEFT's own options come on top, under PEFT's names.
-
-    Attributes:
-        places: which layers are adapted, of `flora.clip.PLACES`.
-    """
-
-    places: Places = ("text.out",)
+class PeftOptions(AdapterOptions):
+    """What all of them have; PEFT's own options come on top, under PEFT's names."""
 
     @model_validator(mode="before")
     @classmethod
@@ -185,8 +186,7 @@ class Peft(Method):
         Raises:
             BadInput: PEFT refuses or would change the options for these layers.
         """
-        places = dict.fromkeys(self.options.places)  # one named twice is one
-        names = [name for place in places for name in self.clip.layers_at(place)]
+        names = self.options.layers(self.clip)
         shapes = [self.clip.get_parameter(f"{name}.weight").shape for name in names]
         self._layers = [
             Layer(name, inputs, outputs) for name, (outputs, inputs) in zip(names, shapes, strict=True)
@@ -262,6 +262,7 @@ for _variant, _family in FAMILIES.items():
         _contents = {
             "Options": _options_class(_variant, _family, _config),
             "family": _family,
+            "stackable": _family.stackable,
             "__module__": __name__,
             "__doc__": VARIANTS[_variant],
         }

@@ -6,6 +6,8 @@ stay frozen, and the gradient reaches the vectors through the text tower.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from flora.errors import BadInput
 from flora.method import MatchingOptions, Method, register
-from flora.prompts import Prompts
+from flora.prompts import Branches, Prompts, PromptTree
 
 START_STD = 0.02
 
@@ -54,7 +56,7 @@ class PromptTuning(Method):
         return prod(self._sets()) * self.options.context * self._embedding.embedding_dim
 
     @property
-    def trains_text(self) -> bool:
+    def trains_prompts(self) -> bool:
         """Yes: what goes into the frozen text tower changes."""
         return True
 
@@ -86,18 +88,39 @@ class PromptTuning(Method):
     def _sets(self) -> tuple[int, ...]:
         return (self.classes,) if self.options.class_specific else ()
 
-    def _encode_prompts(self, labels: Tensor) -> Tensor:
-        if self.options.class_specific:
-            context = self.context[labels]
-        else:
-            context = self.context.expand(len(labels), -1, -1)
+    def tree_of(self, tokens: Tensor) -> PromptTree:
+        """Give the prompts as a tree; vectors of each class's own are in its own branch."""
+        return PromptTree(tokens, self.clip.prompt_ends(tokens), shared=not self.options.class_specific)
 
-        def put_in(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
-            behind = embedded[:, 1 + self.options.context :]
-            return torch.cat([embedded[:, :1], context, behind], dim=1)
+    def encode_prompts(self, labels: Tensor) -> Tensor:
+        """Embed a whole prompt for each of `labels` (n,): unit rows (n, dim)."""
+        places = torch.arange(self._tokens.shape[1], device=labels.device)
+        with self._put_in(places, labels[:, None]):
+            return super().encode_prompts(labels)
 
-        hook = self._embedding.register_forward_hook(put_in)
+    def embed_branches(self, branches: Branches) -> Tensor:
+        """Give what enters the text tower's first block for each node of a tree: (nodes, width)."""
+        with self._put_in(branches.positions, branches.owners):
+            return super().embed_branches(branches)
+
+    @contextmanager
+    def _put_in(self, positions: Tensor, owners: Tensor) -> Iterator[None]:
+        """Have the vectors stand where there is room for them.
+
+        Args:
+            positions: each token's place in its prompt.
+            owners: its class; of a shape that broadcasts with `positions` to that of the tokens.
+        """
+        last = self.options.context
+        which = positions.clamp(1, last) - 1
+        context = self.context[owners, which] if self.options.class_specific else self.context[which]
+        is_learned = ((positions >= 1) & (positions <= last))[..., None]
+
+        def replaced(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+            return torch.where(is_learned, context.to(embedded.dtype), embedded)
+
+        hook = self._embedding.register_forward_hook(replaced)
         try:
-            return super()._encode_prompts(labels)
+            yield
         finally:
             hook.remove()

@@ -10,8 +10,9 @@ Hugging Face's, open_clip's ResNets) are left as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from flora.errors import BadInput, nearest
+from flora.prompts import Branches
 
 # A place of a block, as papers name it, and the layers it stands for: in open_clip's blocks once they are
 # split, and in timm's, of whose layers only those are named that are called as the modules they are.
@@ -37,10 +39,35 @@ PLACES = tuple(f"{tower}.{part}" for tower in ("text", "vision") for part in (*B
 _PROJECTIONS = {"vision_head": "visual.proj", "text_head": "text.text_projection"}
 # Parts of a text tower that `open_clip.CLIP` has at its top, where `CustomTextCLIP` has them in `text`.
 _PLAIN_TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+# Parts of open_clip's image tower that come before its blocks.
+_BEFORE_BLOCKS = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.")
+
+# The stage of an image that has been through the whole image tower.
+ENCODED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a tower that is computed after the one before it and before the next.
+
+    Attributes:
+        name: for people.
+        parameters: what it computes with.
+        compute: its output of the output of the stage before.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    compute: Callable[[Tensor], Tensor]
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of its parameters requires a gradient."""
+        return any(p.requires_grad for p in self.parameters)
 
 
 class _FourLayers(nn.Module):
-    """What both kinds of split attention have: four Linear layers with copies of the packed weights."""
+    """What both kinds of split attention have: four Linear layers that hold the packed weights."""
 
     def __init__(
         self,
@@ -86,7 +113,7 @@ class SplitAttention(_FourLayers):
     """Multi-head attention through four Linear layers, a drop-in for a batch-first `nn.MultiheadAttention`.
 
     Args:
-        packed: the module to take weights from; its tensors are copied once, here.
+        packed: the module to take weights from; its tensors are taken over, not copied.
     """
 
     def __init__(self, packed: nn.MultiheadAttention) -> None:
@@ -123,7 +150,7 @@ class SplitSelfAttention(_FourLayers):
     """The same in the place of open_clip's own `Attention`, which may normalise and scale each head.
 
     Args:
-        packed: the module to take weights from; its tensors are copied once, its norms taken over.
+        packed: the module to take weights from; its tensors and norms are taken over, not copied.
     """
 
     def __init__(self, packed: Any) -> None:
@@ -183,13 +210,81 @@ class Clip(nn.Module):
         _split_attention(self)
         self.eval()
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Embed preprocessed images (n, 3, height, width) as (n, dim), not normalised."""
-        return self.vision_head(self.vision(images))
+    def encode_image(self, images: Tensor, stage: int = 0) -> Tensor:
+        """Embed preprocessed images (n, 3, height, width) as (n, dim), not normalised.
+
+        Args:
+            images: the images; or, with a later `stage`, what enters that one of `image_stages`.
+            stage: where to go on from; `ENCODED` to return what was given.
+        """
+        return self.run_image_stages(images, slice(stage, None))
+
+    def run_image_stages(self, entering: Tensor, stages: slice) -> Tensor:
+        """Take images, or what enters a later stage, through some of `image_stages`."""
+        for stage in self.image_stages[stages]:
+            entering = stage.compute(entering)
+        return entering
+
+    @property
+    def image_stages(self) -> list[Stage]:
+        """The image tower in parts: of open_clip's own the patches, each block and the pooling; its head."""
+        return [*_tower_stages(self.vision), _stage("head", self.vision_head)]
+
+    @property
+    def frozen_image_stages(self) -> int:
+        """How many of the first `image_stages` do not change in training; `ENCODED` if none does."""
+        training = [number for number, stage in enumerate(self.image_stages) if stage.trains]
+        return training[0] if training else ENCODED
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Embed token ids (n, length) as (n, dim), not normalised."""
         return self.text_head(self.text(tokens))
+
+    def embed_branches(self, branches: Branches) -> Tensor:
+        """Give what enters the text tower's first block, for each node of a tree: (nodes, width)."""
+        text: Any = self.text
+        dtype = text.transformer.get_cast_dtype()
+        positions = text.positional_embedding[branches.positions]
+        return text.token_embedding(branches.tokens).to(dtype) + positions.to(dtype)
+
+    def run_text_blocks(self, entering: Tensor, branches: Branches, blocks: slice) -> Tensor:
+        """Take the nodes (nodes, width) of a tree through some of the text tower's blocks."""
+        text: Any = self.text
+        x = entering[None]
+        for block in text.transformer.resblocks[blocks]:
+            x = block(x, attn_mask=branches.mask.to(x.dtype))
+        return x[0]
+
+    def pool_branches(self, leaving: Tensor, branches: Branches) -> Tensor:
+        """Embed the prompts of a tree by what leaves the last block at its nodes (nodes, width): (n, dim)."""
+        text: Any = self.text
+        return self.text_head(text.ln_final(leaving[branches.ends]))
+
+    @property
+    def text_blocks(self) -> int:
+        """Number of the text tower's blocks; it must be one of open_clip's own."""
+        text: Any = self.text
+        return len(text.transformer.resblocks)
+
+    @property
+    def frozen_text_blocks(self) -> int:
+        """How many of the first blocks, and all that is before them, do not change in training."""
+        text: Any = self.text
+        embedding = (text.token_embedding.weight, text.positional_embedding)
+        if any(p.requires_grad for p in embedding):
+            return 0
+        training = [i for i, block in enumerate(text.transformer.resblocks) if _trains(block)]
+        return training[0] if training else self.text_blocks
+
+    def prompt_ends(self, tokens: Tensor) -> Tensor:
+        """Find the end token in each row of (n, length) token ids: (n,) positions.
+
+        Only where `reads_prompt_at_end` holds.
+        """
+        text: Any = self.text
+        if text.pool_type == "eos":
+            return (tokens == text.eos_id).int().argmax(dim=-1)
+        return tokens.argmax(dim=-1)  # the end token has the highest number
 
     @property
     def dim(self) -> int:
@@ -204,6 +299,8 @@ class Clip(nn.Module):
         """
         text: Any = self.text
         if getattr(text, "attn_mask", None) is None or getattr(text, "cls_emb", None) is not None:
+            return False
+        if getattr(text, "use_pad_mask", False):
             return False
         # an end token of id 0 could not be told from what is behind it
         return text.pool_type == "argmax" or (text.pool_type == "eos" and text.eos_id != 0)
@@ -256,11 +353,15 @@ class Clip(nn.Module):
         state = {re.sub(r"^vision\.", "visual.", name): tensor for name, tensor in state.items()}
         return _plainly_named(state) if plain else state
 
-    def layers_at(self, place: str) -> list[str]:
+    def layers_at(self, place: str, last_blocks: int | None = None) -> list[str]:
         """Names of the Linear layers that `place` (one of `PLACES`) stands for in this model.
 
+        Args:
+            place: the place.
+            last_blocks: of layers within blocks only those of the last so many; None for all.
+
         Raises:
-            BadInput: no such place, or this model has no layers there.
+            BadInput: no such place, or this model has no layers there, or has fewer blocks.
         """
         if place not in PLACES:
             raise BadInput(f"method.places: {place!r} is no place in a CLIP{nearest(place, PLACES)}")
@@ -271,7 +372,14 @@ class Clip(nn.Module):
                 f"method.places: this model has no adaptable layers at {place!r}; "
                 + (f"it has them at {available}" if available else "it has none anywhere")
             )
-        return found
+        if last_blocks is None or place.endswith(".head"):
+            return found
+        blocks = sorted({_block_of(name) for name in found})
+        if last_blocks > len(blocks):
+            raise BadInput(
+                f"method.blocks: {last_blocks} is more than this model's {len(blocks)} at {place!r}"
+            )
+        return [name for name in found if _block_of(name) in blocks[-last_blocks:]]
 
     def _layers_at(self, place: str) -> list[str]:
         tower, part = place.split(".")
@@ -282,12 +390,42 @@ class Clip(nn.Module):
         return sorted(name for name in linear if name.startswith(f"{tower}.") and name.endswith(suffixes))
 
 
+def _block_of(layer: str) -> tuple[int, ...]:
+    """Give the numbers in a layer's name: its block's, and before it, in towers of several parts, theirs."""
+    return tuple(int(part) for part in layer.split(".") if part.isdigit())
+
+
+def _tower_stages(tower: Any) -> Iterator[Stage]:
+    """Part an image tower of open_clip's own into its stages; any other is one stage."""
+    from open_clip.transformer import VisionTransformer
+
+    if not isinstance(tower, VisionTransformer):
+        yield _stage("tower", tower)
+        return
+    blocks = tower.transformer.resblocks
+    named = dict(tower.named_parameters())
+    before = [p for name, p in named.items() if name.startswith(_BEFORE_BLOCKS)]
+    behind = [p for name, p in named.items() if not name.startswith((*_BEFORE_BLOCKS, "transformer."))]
+    yield Stage("patches", before, tower._embeds)
+    for number, block in enumerate(blocks, start=1):
+        yield _stage(f"block {number} of {len(blocks)}", block)
+    yield Stage("pooling", behind, lambda x: tower._pool(x)[0])
+
+
+def _stage(name: str, module: nn.Module) -> Stage:
+    return Stage(name, list(module.parameters()), module)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Build a Linear layer holding copies of these tensors, drawing no random numbers."""
+    """Build a Linear layer holding these very tensors, drawing no random numbers."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone())
+    layer.weight = nn.Parameter(weight.detach())
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
+        layer.bias = nn.Parameter(bias.detach())
     return layer
 
 

@@ -67,6 +67,9 @@ class Listener:
     def payload_passed(self, round: int, client: int, direction: Direction, payload: bytes) -> None:
         """`payload` goes from the server to `client` ("down") or back ("up"), exactly as on a wire."""
 
+    def advanced(self, phase: Phase, done: int, total: int) -> None:
+        """`done` of `total` images are through, within a phase that has so many to deal with."""
+
     def round_ended(self, record: RoundRecord) -> None:
         """A round is over, its evaluation included."""
 
@@ -94,6 +97,11 @@ class Events:
         """Announce bytes that pass between server and client."""
         for listener in self.listeners:
             listener.payload_passed(round, client, direction, payload)
+
+    def advance(self, phase: Phase, done: int, total: int) -> None:
+        """Announce how far a long phase has come."""
+        for listener in self.listeners:
+            listener.advanced(phase, done, total)
 
     def round(self, record: RoundRecord) -> None:
         """Announce a finished round."""

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from pydantic import AfterValidator, Field
 from torch import nn
 
-from flora.clip import PLACES
+from flora.clip import PLACES, Clip
 from flora.errors import nearest
 from flora.method import MatchingOptions, Method, register
 
@@ -28,19 +28,39 @@ def _check_place(place: str) -> str:
 Places = Annotated[tuple[Annotated[str, AfterValidator(_check_place)], ...], Field(min_length=1)]
 
 
-class FLoRAOptions(MatchingOptions):
+class AdapterOptions(MatchingOptions):
+    """Options of methods that adapt Linear layers of the towers.
+
+    Attributes:
+        places: which layers are adapted, of `flora.clip.PLACES`.
+        blocks: only in the last so many blocks of each tower; None for all of them. What is before the first
+            adapted block never changes and is computed once.
+    """
+
+    places: Places = ("text.out",)
+    blocks: int | None = Field(None, ge=1)
+
+    def layers(self, clip: Clip) -> list[str]:
+        """Name the layers, each once, in the order of the places.
+
+        Raises:
+            BadInput: this model has none at one of the places, or fewer blocks.
+        """
+        found = [layer for place in self.places for layer in clip.layers_at(place, self.blocks)]
+        return list(dict.fromkeys(found))
+
+
+class FLoRAOptions(AdapterOptions):
     """The defaults are the paper's: rank 2, alpha 32, on the output projection of every text layer.
 
     Attributes:
         rank: rank of each update.
         alpha: factor on each update, not divided by the rank.
-        places: which layers are adapted, of `flora.clip.PLACES`.
     """
 
     name: Literal["flora"] = "flora"
     rank: int = Field(2, ge=1)
     alpha: float = Field(32.0, gt=0)
-    places: Places = ("text.out",)
 
 
 @register("flora")
@@ -52,8 +72,7 @@ class FLoRA(Method):
 
     def _peft_config(self) -> LoraConfig:
         """Say in PEFT's terms which layers are adapted, and how."""
-        layers = [layer for place in self.options.places for layer in self.clip.layers_at(place)]
-        rank = self.options.rank
+        rank, layers = self.options.rank, self.options.layers(self.clip)
         return LoraConfig(r=rank, lora_alpha=self.options.alpha * rank, target_modules=layers)
 
     def prepare(self, generator: torch.Generator) -> None:

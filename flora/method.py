@@ -10,19 +10,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from flora.aggregation import Aggregator, WeightedMean
-from flora.clip import Clip
-from flora.features import Batch
-from flora.prompts import Prompts
+from flora.clip import ENCODED, Clip
+from flora.features import Batch, Texts
+from flora.prompts import Branches, Prompts, PromptTree
 from flora.settings import Options
 
 Acceleration = Literal["exact", "none"]
+
+# Prompts that are read as one sequence where there are more: attention's cost grows with its square.
+PROMPTS_AT_ONCE = 128
 
 
 class MatchingOptions(Options):
@@ -48,6 +53,7 @@ class Method(nn.Module, ABC):
     Attributes:
         open_vocabulary: whether it can classify into classes that it was not trained on, by their prompts
             alone; a class of methods may leave it to their options.
+        stackable: whether `torch.func` can map its loss over clients (`flora.group`).
 
     Args:
         clip: the model; it is taken over. One that computes in a lower precision may shrink what the method
@@ -55,14 +61,16 @@ class Method(nn.Module, ABC):
         prompts: one prompt a class.
         options: an instance of this class's `Options`.
         generator: for the initial values of what the method adds.
-        acceleration: "exact" encodes each distinct prompt once, cut to the longest, and a frozen text
-            tower once in all; "none" encodes one prompt an image at full length, every time.
+        acceleration: "exact" encodes each distinct prompt once, up to its end, what prompts begin with alike
+            once, and what is frozen once in all; "none" encodes one prompt an image at full length, every
+            time.
     """
 
     Options: ClassVar[type[Options]] = Options
     aggregator: ClassVar[type[Aggregator]] = WeightedMean
     options: Any
     open_vocabulary: bool = True
+    stackable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -76,9 +84,16 @@ class Method(nn.Module, ABC):
         self.clip = clip.requires_grad_(False)
         self.options = options
         self.exact = acceleration == "exact"
-        self._tokens = self.tokens_of(prompts)
-        self._kept_text: Tensor | None = None
+        self._trainable: dict[str, nn.Parameter] = {}
+        self._trains_text = False
+        self._frozen_blocks = 0
+        self._read(prompts)
         self.prepare(generator)
+        # settled now, and asked for in every step
+        self._trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        self._trains_text = self.trains_prompts or _any_trains(self.clip.text, self.clip.text_head)
+        if self._tree is not None and self._trains_text and not self.trains_prompts:
+            self._frozen_blocks = self.clip.frozen_text_blocks
         self.eval()
 
     @abstractmethod
@@ -100,20 +115,27 @@ class Method(nn.Module, ABC):
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
         """The tensors that train and travel, by name, in a fixed order."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return self._trainable
+
+    @property
+    def frozen_image_stages(self) -> int:
+        """How many of the first stages of the image tower may be kept, as `Clip.frozen_image_stages`."""
+        return self.clip.frozen_image_stages
 
     @property
     def trains_vision(self) -> bool:
-        """Whether the image tower changes in training, so that its features may not be kept."""
-        return _any_trains(self.clip.vision, self.clip.vision_head)
+        """Whether any of the image tower changes in training, so that its features may not be kept."""
+        return self.frozen_image_stages != ENCODED
+
+    @property
+    def trains_prompts(self) -> bool:
+        """Whether what goes into the text tower changes in training; a method that trains it says so here."""
+        return False
 
     @property
     def trains_text(self) -> bool:
-        """Whether the prompts' embeddings change in training, so that they may not be kept.
-
-        They do where the text tower trains; a method that trains what goes into the tower says so here.
-        """
-        return _any_trains(self.clip.text, self.clip.text_head)
+        """Whether the prompts' embeddings change in training, so that they may not be kept."""
+        return self._trains_text
 
     @property
     def scale(self) -> Tensor:
@@ -122,8 +144,19 @@ class Method(nn.Module, ABC):
 
     def tokens_of(self, prompts: Prompts) -> Tensor:
         """Give the token ids (classes, length) that the text tower reads for `prompts`."""
-        cut = self.exact and self.clip.reads_prompt_at_end
-        return (prompts.cut if cut else prompts.tokens).to(self.clip.logit_scale.device)
+        return prompts.tokens
+
+    def tree_of(self, tokens: Tensor) -> PromptTree:
+        """Give the prompts of token ids (classes, length) as a tree."""
+        return PromptTree(tokens, self.clip.prompt_ends(tokens))
+
+    def _read(self, prompts: Prompts) -> None:
+        """Classify into the classes of `prompts` from here on."""
+        tokens = self.tokens_of(prompts)
+        self._tokens = tokens.to(self.clip.logit_scale.device)
+        self._tree = self.tree_of(tokens) if self.exact and self.clip.reads_prompt_at_end else None
+        self._kept_text: Tensor | None = None
+        self._kept_nodes: Tensor | None = None
 
     @contextmanager
     def prompted(self, prompts: Prompts) -> Iterator[None]:
@@ -134,43 +167,59 @@ class Method(nn.Module, ABC):
         """
         if not self.open_vocabulary:
             raise ValueError(f"{self.options.name} classifies only into the classes it was trained on")
-        before = self._tokens, self._kept_text
-        self._tokens, self._kept_text = self.tokens_of(prompts), None
+        before = self._tokens, self._tree, self._kept_text, self._kept_nodes
         try:
+            self._read(prompts)
             yield
         finally:
-            self._tokens, self._kept_text = before
+            self._tokens, self._tree, self._kept_text, self._kept_nodes = before
+
+    def collate(self, batch: Batch) -> Batch:
+        """Choose the prompts that the batch needs: all of its loss that depends on more than shapes.
+
+        The clients' loop calls it before each step. A loss works without, too.
+        """
+        if not self.exact or batch.texts is not None:
+            return batch
+        if not self.trains_text:
+            self._all_prompts()  # kept from here on, outside of anything that follows gradients
+            return batch
+        on_cpu = batch.labels.cpu() if batch.classes is None else batch.classes
+        distinct, position = np.unique(on_cpu.numpy(), return_inverse=True)
+        classes, positions = (torch.from_numpy(x).to(batch.labels.device) for x in (distinct, position))
+        branches = None if self._tree is None else self._branches(distinct)
+        if self._frozen_blocks:
+            self._nodes_of_frozen_blocks()
+        return replace(batch, texts=Texts(classes, positions, branches))
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Give what the image tower makes of the batch (n, dim), not normalised.
 
         The tower computes in the model's `compute_dtype`; what follows is in the precision of what trains.
         """
-        if batch.encoded:
-            return batch.inputs
         with self.clip.autocast():
-            features = self.clip.encode_image(batch.inputs)
+            features = self.clip.encode_image(batch.inputs, batch.stage)
         return features.to(self.clip.logit_scale.dtype)
 
     def image_features(self, batch: Batch) -> Tensor:
         """Embed the batch's images as unit rows (n, dim)."""
         return F.normalize(self.encode_images(batch), dim=-1)
 
-    def text_features(self, labels: Tensor) -> Tensor:
-        """Embed the prompts of classes `labels` (n,) as unit rows (n, dim)."""
+    def text_features(self, batch: Batch) -> Tensor:
+        """Embed each sample's own prompt as unit rows (n, dim)."""
         if not self.exact:
-            return self._encode_prompts(labels)
-        if self.trains_text:
-            distinct, position = labels.unique(return_inverse=True)
-            return self._encode_prompts(distinct)[position]
-        if self._kept_text is None:
-            with torch.no_grad():
-                self._kept_text = self._encode_prompts(torch.arange(self.classes, device=labels.device))
-        return self._kept_text[labels]
+            return self.encode_prompts(batch.labels)
+        if not self.trains_text:
+            return self._all_prompts()[batch.labels]
+        texts = self.collate(batch).texts
+        assert texts is not None
+        if texts.branches is None:
+            return self.encode_prompts(texts.classes)[texts.position]
+        return self.encode_branches(texts.branches)[texts.position]
 
     def classifier(self) -> Tensor:
         """What images are scored against: unit rows (classes, dim), computed once an evaluation."""
-        return self.text_features(torch.arange(self.classes, device=self._tokens.device))
+        return self._all_prompts()
 
     def logits(self, batch: Batch, classifier: Tensor) -> Tensor:
         """Score a batch against `classifier`: (n, classes)."""
@@ -198,26 +247,101 @@ class Method(nn.Module, ABC):
     def loss(self, batch: Batch) -> Tensor:
         """Give the mean loss of a batch, a scalar, by the option `loss`."""
         if self.options.loss == "cross_entropy":
-            return F.cross_entropy(self.logits(batch, self.classifier()), batch.labels)
-        images, texts = self.image_features(batch), self.text_features(batch.labels)
-        return contrastive(self.similarities(images, texts))
+            return cross_entropy(self.logits(batch, self.classifier()), batch)
+        images, texts = self.image_features(batch), self.text_features(batch)
+        return contrastive(self.similarities(images, texts), batch.real)
 
     def forward(self, batch: Batch) -> Tensor:
         """Give the loss, so that functional transforms can call the method as a module."""
         return self.loss(batch)
 
-    def _encode_prompts(self, labels: Tensor) -> Tensor:
+    def encode_prompts(self, labels: Tensor) -> Tensor:
+        """Embed a whole prompt for each of `labels` (n,): unit rows (n, dim)."""
         with self.clip.autocast():
             features = self.clip.encode_text(self._tokens[labels])
         return F.normalize(features.to(self.clip.logit_scale.dtype), dim=-1)
 
+    def encode_branches(self, branches: Branches) -> Tensor:
+        """Embed the prompts of a tree: unit rows (n, dim)."""
+        with self.clip.autocast():
+            if self._frozen_blocks:
+                entering = self._nodes_of_frozen_blocks()[branches.nodes]
+            else:
+                entering = self.embed_branches(branches)
+            leaving = self.clip.run_text_blocks(entering, branches, slice(self._frozen_blocks, None))
+            features = self.clip.pool_branches(leaving, branches)
+        return F.normalize(features.to(self.clip.logit_scale.dtype), dim=-1)
 
-def contrastive(similarities: Tensor) -> Tensor:
-    """Symmetric cross-entropy of (n, n) scaled similarities, the matches on the diagonal (CLIP's loss)."""
+    def embed_branches(self, branches: Branches) -> Tensor:
+        """Give what enters the text tower's first block for each node of a tree: (nodes, width)."""
+        return self.clip.embed_branches(branches)
+
+    def _branches(self, classes: np.ndarray) -> Branches:
+        assert self._tree is not None
+        return self._tree.branches(classes).to(self._tokens.device)
+
+    def _parts(self) -> Iterator[Branches]:
+        """Go through the prompts of all classes."""
+        for start in range(0, self.classes, PROMPTS_AT_ONCE):
+            yield self._branches(np.arange(start, min(start + PROMPTS_AT_ONCE, self.classes)))
+
+    def _all_prompts(self) -> Tensor:
+        """Embed the prompts of all classes, once in all where they do not change."""
+        if not self.exact or self.trains_text:
+            return self._encode_all()
+        if self._kept_text is None:
+            # what is made in inference mode could not take part in a gradient later
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept_text = self._encode_all()
+        return self._kept_text
+
+    def _encode_all(self) -> Tensor:
+        if self._tree is None:
+            return self.encode_prompts(torch.arange(self.classes, device=self._tokens.device))
+        return torch.cat([self.encode_branches(part) for part in self._parts()])
+
+    def _nodes_of_frozen_blocks(self) -> Tensor:
+        """Give what leaves the text tower's frozen first blocks, for all nodes of the tree, once in all."""
+        if self._kept_nodes is None:
+            assert self._tree is not None
+            frozen = slice(self._frozen_blocks)
+            with torch.inference_mode(False), torch.no_grad(), self.clip.autocast():
+                parts = [
+                    (part.nodes, self.clip.run_text_blocks(self.embed_branches(part), part, frozen))
+                    for part in self._parts()
+                ]
+            nodes, rows = (torch.cat(x) for x in zip(*parts, strict=True))
+            self._kept_nodes = torch.empty_like(rows[: len(self._tree)]).index_copy_(0, nodes, rows)
+        return self._kept_nodes
+
+
+def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of (n, classes) logits over the samples of a batch that count."""
+    return _mean(F.cross_entropy(logits, batch.labels, reduction="none"), batch.real)
+
+
+def contrastive(similarities: Tensor, real: Tensor | None = None) -> Tensor:
+    """Symmetric cross-entropy of (n, n) scaled similarities, the matches on the diagonal (CLIP's loss).
+
+    Args:
+        similarities: of images, row by row, with their own prompts and each other's.
+        real: (n,) which of them count, also as each other's negatives; None if all do.
+    """
     matches = torch.arange(len(similarities), device=similarities.device)
-    by_image = F.cross_entropy(similarities, matches)
-    by_text = F.cross_entropy(similarities.T, matches)
-    return (by_image + by_text) / 2
+
+    def one_way(scores: Tensor) -> Tensor:
+        if real is not None:
+            scores = scores.masked_fill(~real, float("-inf"))
+        return _mean(F.cross_entropy(scores, matches, reduction="none"), real)
+
+    return (one_way(similarities) + one_way(similarities.T)) / 2
+
+
+def _mean(losses: Tensor, real: Tensor | None) -> Tensor:
+    """Mean of losses (n,) over those that count."""
+    if real is None:
+        return losses.mean()
+    return torch.where(real, losses, 0).sum() / real.sum()
 
 
 def _any_trains(*modules: nn.Module) -> bool:

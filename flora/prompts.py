@@ -1,10 +1,11 @@
-"""Class names and a template, as token ids."""
+"""Class names and a template, as token ids; and prompts as a tree, their common beginnings written once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,14 +36,6 @@ class Prompts:
         return cls(tuple(texts), tokenizer(list(texts)), names)
 
     @property
-    def cut(self) -> Tensor:
-        """The tokens up to the end of the longest prompt, (classes, longest).
-
-        Exact in place of `tokens` wherever `Clip.reads_prompt_at_end` holds.
-        """
-        return self.tokens[:, : self.longest]
-
-    @property
     def longest(self) -> int:
         """Tokens of the longest prompt, start and end included."""
         return int((self.tokens != 0).any(dim=0).nonzero().max()) + 1
@@ -69,3 +62,77 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Some prompts of a tree, as one sequence that a causal text tower reads at once.
+
+    Attributes:
+        tokens: (nodes,) token ids.
+        positions: (nodes,) each token's place in its prompts, 0 for the start token.
+        owners: (nodes,) a class whose prompt goes through the node; the only one, where nothing is shared.
+        mask: (nodes, nodes) added to attention scores: 0 where a node is attended to, itself and those before
+            it in its prompts, and minus infinity elsewhere.
+        ends: (prompts,) node of each prompt's end token.
+        nodes: (nodes,) their numbers in the whole tree.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    owners: Tensor
+    mask: Tensor
+    ends: Tensor
+    nodes: Tensor
+
+    def to(self, device: torch.device) -> Branches:
+        """Move all tensors to `device`."""
+        return Branches(**{name: x.to(device, non_blocking=True) for name, x in vars(self).items()})
+
+
+class PromptTree:
+    """Prompts up to their end tokens, what several begin with alike standing there once.
+
+    In a causal text tower a token's activations depend on the tokens up to it alone: those of a common
+    beginning are the same in every prompt that has it. "a photo of a cat." and "a photo of a dog." share
+    five of their eight tokens.
+
+    Args:
+        tokens: (classes, length) token ids.
+        ends: (classes,) position of each end token.
+        shared: False keeps the prompts apart all the same, for methods that put something of each class's
+            own into them.
+    """
+
+    def __init__(self, tokens: Tensor, ends: Tensor, shared: bool = True) -> None:
+        known: dict[tuple[int, ...], int] = {}
+        nodes: list[tuple[int, int, int]] = []
+        paths = []
+        for owner, (prompt, end) in enumerate(zip(tokens.tolist(), ends.tolist(), strict=True)):
+            path = []
+            for position in range(end + 1):
+                beginning = (*(() if shared else (-owner,)), *prompt[: position + 1])
+                if beginning not in known:
+                    known[beginning] = len(nodes)
+                    nodes.append((prompt[position], position, owner))
+                path.append(known[beginning])
+            paths.append(path)
+        self._tokens, self._positions, self._owners = np.array(nodes, dtype=np.int64).T
+        self._ends = np.array([path[-1] for path in paths])
+        # row by row the nodes up to and with each node, filled up with the node itself
+        self._before = np.tile(np.arange(len(nodes))[:, None], (1, max(map(len, paths))))
+        for path in paths:
+            for position, node in enumerate(path):
+                self._before[node, :position] = path[:position]
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def branches(self, classes: np.ndarray) -> Branches:
+        """Give the prompts of `classes` (n,), distinct, with the nodes they go through in ascending order."""
+        ends = self._ends[classes]
+        nodes = np.unique(self._before[ends])
+        mask = np.full((len(nodes), len(nodes)), -np.inf, dtype=np.float32)
+        np.put_along_axis(mask, np.searchsorted(nodes, self._before[nodes]), 0, axis=1)
+        of_nodes = (self._tokens[nodes], self._positions[nodes], self._owners[nodes])
+        return Branches(*map(torch.from_numpy, (*of_nodes, mask, np.searchsorted(nodes, ends), nodes)))

@@ -125,7 +125,7 @@ def test_a_frozen_image_towers_features_stand_for_the_images(options):
     built = toy.shake(toy.method(options))
     if built.trains_vision:
         return
-    featured = DATA.with_features(built.clip, 5)
+    featured = toy.featured(DATA, built.clip)
     by_features, by_images = (gradients(built, toy.whole(data)) for data in (featured, DATA))
     assert by_features[0].item() == pytest.approx(by_images[0].item(), abs=1e-9)
     for mine, theirs in zip(by_features[1], by_images[1], strict=True):
@@ -244,9 +244,9 @@ def test_linear_probe_is_a_linear_layer_under_the_logit_scale():
 
 def test_linear_probe_leaves_the_text_features_it_started_from_alone():
     built = toy.method({"name": "linear_probe"})
-    before = built.text_features(torch.arange(toy.CLASSES)).clone()
+    before = built.text_features(toy.of_classes(range(toy.CLASSES))).clone()
     trained(built)
-    assert torch.equal(built.text_features(torch.arange(toy.CLASSES)), before)
+    assert torch.equal(built.text_features(toy.of_classes(range(toy.CLASSES))), before)
     assert not torch.equal(built.weight, before)
 
 
@@ -345,7 +345,9 @@ def test_context_vectors_that_are_words_make_the_prompt_of_these_words(accelerat
         written = toy.tokens([(*words[label], *name) for label, name in enumerate(names)])
         expected = F.normalize(toy.clip().encode_text(written), dim=-1)
         labels = torch.tensor([4, 0, 2, 2, 1, 3])
-        assert torch.allclose(built.text_features(labels), expected[labels], rtol=0, atol=1e-12)
+        assert torch.allclose(
+            built.text_features(toy.of_classes(labels)), expected[labels], rtol=0, atol=1e-12
+        )
         assert torch.allclose(built.classifier(), expected, rtol=0, atol=1e-12)
 
 

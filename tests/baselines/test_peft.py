@@ -31,7 +31,7 @@ def test_every_variant_has_a_description_and_a_family():
 def test_options_are_pefts_own_with_its_defaults(variant):
     family, options = peft.FAMILIES[variant], options_of(variant)()
     declared = {field.name: field.default for field in fields(family.config)}
-    assert set(options.model_dump()) == {"name", "loss", "places", *family.options}
+    assert set(options.model_dump()) == {"name", "loss", "places", "blocks", *family.options}
     assert {name: getattr(options, name) for name in family.options} == {
         name: declared[name] for name in family.options
     }

@@ -3,6 +3,7 @@
 from copy import deepcopy
 from functools import partial
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import RobertaConfig
 
 from flora.clip import PLACES, Clip, SplitAttention, SplitSelfAttention
 from flora.errors import BadInput
-from flora.prompts import Prompts
+from flora.prompts import PromptTree
 from tests.flora import toy
 
 IMAGES = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -119,16 +120,15 @@ def test_the_weights_fit_an_open_clip_model_whose_text_tower_has_no_name_of_its_
         toy.clip(**VARIANTS["class token"]).open_clip_state(plain=True)
 
 
-def test_split_draws_no_random_numbers_and_copies_its_weights():
+def test_split_draws_no_random_numbers_and_takes_its_weights_over():
     model = toy.open_clip_model()
     packed = model.text.transformer.resblocks[0].attn
     before = torch.get_rng_state()
     split = SplitAttention(packed)
     assert torch.equal(torch.get_rng_state(), before)
-    first = split.q_proj.weight.clone()
-    with torch.no_grad():
-        packed.in_proj_weight.zero_()
-    assert torch.equal(split.q_proj.weight, first)
+    packed_storage = packed.in_proj_weight.untyped_storage().data_ptr()
+    for layer in (split.q_proj, split.k_proj, split.v_proj):
+        assert layer.weight.untyped_storage().data_ptr() == packed_storage
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14"])
@@ -142,14 +142,15 @@ NAMES = st.lists(st.lists(st.integers(0, 47), max_size=10), min_size=1, max_size
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(names=NAMES)
-def test_cut_prompts_give_the_same_text_features(names):
+@given(names=NAMES, shared=st.booleans())
+def test_prompts_as_a_tree_give_the_same_text_features(names, shared):
     tokens = toy.tokens(names)
-    cut = Prompts(tuple(map(str, names)), tokens).cut
-    assert cut.shape == (len(names), max(map(len, names)) + 2)
+    branches = PromptTree(tokens, CLIP.prompt_ends(tokens), shared).branches(np.arange(len(names)))
     with torch.no_grad():
-        whole, short = CLIP.encode_text(tokens), CLIP.encode_text(cut)
-    assert torch.allclose(whole, short, rtol=0, atol=1e-12)
+        leaving = CLIP.run_text_blocks(CLIP.embed_branches(branches), branches, slice(None))
+        assert torch.allclose(
+            CLIP.pool_branches(leaving, branches), CLIP.encode_text(tokens), rtol=0, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,8 @@ def test_only_causal_towers_read_at_the_end_token_may_have_prompts_cut(variant, 
     assert split.reads_prompt_at_end == at_end
     prompts = toy.prompts()
     with torch.no_grad():
-        same = torch.allclose(split.encode_text(prompts.cut), split.encode_text(prompts.tokens))
+        cut = split.encode_text(prompts.tokens[:, : prompts.longest])
+        same = torch.allclose(cut, split.encode_text(prompts.tokens))
     assert same == at_end
 
 
@@ -468,8 +470,8 @@ def test_kept_features_are_computed_in_half_precision_and_kept_in_float32(dtype)
     samples = toy.samples(dtype=torch.float32)
     split = adapted(dtype)
     split.shrink_frozen()
-    found = samples.with_features(split, 5).features
-    exact = samples.with_features(adapted(None), 5).features
+    found = toy.featured(samples, split).features
+    exact = toy.featured(samples, adapted(None)).features
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)
     assert F.cosine_similarity(found, exact).min() > 0.999

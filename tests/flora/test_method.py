@@ -14,11 +14,14 @@ LORA_ON_VISION = {"name": "flora", "places": ("vision.out",)}
 
 
 def encoded_shapes(built, monkeypatch):
-    """Record the shape of every batch of prompts that the text tower is given."""
+    """Record what the text tower is given: whole prompts by their shape, trees by their number of nodes."""
     shapes = []
-    encode = built.clip.encode_text
+    encode, run = built.clip.encode_text, built.clip.run_text_blocks
     monkeypatch.setattr(
         built.clip, "encode_text", lambda tokens: shapes.append(tuple(tokens.shape)) or encode(tokens)
+    )
+    monkeypatch.setattr(
+        built.clip, "run_text_blocks", lambda x, *more: shapes.append(len(x)) or run(x, *more)
     )
     return shapes
 
@@ -44,7 +47,7 @@ def test_images_of_one_class_count_as_negatives_of_each_other():
     one_class = type(data)(data.images, torch.zeros(4, dtype=torch.int64))
     # each image has the same prompt: every similarity of a row is the same, whatever the image
     images = built.image_features(toy.whole(one_class))
-    text = built.text_features(torch.tensor([0]))
+    text = built.text_features(toy.of_classes([0]))
     similarity = (built.scale * images @ text.T).expand(4, 4)
     assert built.loss(toy.whole(one_class)).item() == pytest.approx(contrastive(similarity).item(), abs=1e-12)
     by_image = torch.tensor(4.0, dtype=torch.float64).log()
@@ -69,17 +72,18 @@ def test_losses_by_hand(acceleration):
         assert torch.allclose(built.logits(data, built.classifier()), logits, rtol=0, atol=1e-10)
 
 
-LONGEST = 5  # start, three tokens of a name, end
+# Start, and for each class the tokens of its name and its end.
+NODES = 1 + 2 + 3 + 4 + 3 + 4
 
 
 @pytest.mark.parametrize(
     ("options", "acceleration", "expected"),
     [
         # a frozen text tower is asked once in all
-        (LORA_ON_VISION, "exact", [(toy.CLASSES, LONGEST)]),
-        (ZERO_SHOT, "exact", [(toy.CLASSES, LONGEST)]),
+        (LORA_ON_VISION, "exact", [NODES]),
+        (ZERO_SHOT, "exact", [NODES]),
         # one that trains, for each batch's distinct classes
-        (LORA_ON_TEXT, "exact", [(3, LONGEST), (2, LONGEST), (toy.CLASSES, LONGEST)]),
+        (LORA_ON_TEXT, "exact", [1 + 2 + 4 + 4, 1 + 3 + 3, NODES]),
         # without acceleration a prompt an image at full length
         (LORA_ON_TEXT, "none", [(6, 12), (2, 12), (toy.CLASSES, 12)]),
         (LORA_ON_VISION, "none", [(6, 12), (2, 12), (toy.CLASSES, 12)]),
@@ -88,8 +92,8 @@ LONGEST = 5  # start, three tokens of a name, end
 def test_how_often_prompts_are_encoded(options, acceleration, expected, monkeypatch):
     built = toy.method(options, acceleration)
     shapes = encoded_shapes(built, monkeypatch)
-    built.text_features(torch.tensor([0, 2, 4, 2, 0, 0]))
-    built.text_features(torch.tensor([1, 3]))
+    built.text_features(toy.of_classes([0, 2, 4, 2, 0, 0]))
+    built.text_features(toy.of_classes([1, 3]))
     built.classifier()
     assert shapes == expected
 
@@ -97,7 +101,7 @@ def test_how_often_prompts_are_encoded(options, acceleration, expected, monkeypa
 def test_prompts_of_a_tower_that_reads_beyond_the_end_token_are_not_cut(monkeypatch):
     built = toy.method(LORA_ON_TEXT, text={**toy.TEXT, "pool_type": "last"})
     shapes = encoded_shapes(built, monkeypatch)
-    built.text_features(torch.tensor([1]))
+    built.text_features(toy.of_classes([1]))
     assert shapes == [(1, 12)]
 
 
@@ -107,7 +111,7 @@ def test_text_features_are_unit_rows_in_the_order_of_the_labels():
         expected = F.normalize(toy.clip().encode_text(toy.prompts().tokens[labels]), dim=-1)
         for options in (LORA_ON_TEXT, LORA_ON_VISION):
             for acceleration in ("exact", "none"):
-                found = toy.method(options, acceleration).text_features(labels)
+                found = toy.method(options, acceleration).text_features(toy.of_classes(labels))
                 assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
@@ -158,7 +162,7 @@ def test_within_other_prompts_a_method_knows_their_classes_and_afterwards_its_ow
         assert built.classes == 3
         assert torch.equal(built.classifier(), others.classifier())
         expected = others.classifier()[[2, 0]]
-        assert torch.allclose(built.text_features(torch.tensor([2, 0])), expected, rtol=0, atol=1e-12)
+        assert torch.allclose(built.text_features(toy.of_classes([2, 0])), expected, rtol=0, atol=1e-12)
     assert built.classes == toy.CLASSES
     assert torch.equal(built.classifier(), own)
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 import baselines
 from flora import lora  # noqa: F401 (claims its name)
-from flora.clip import Clip
+from flora.clip import ENCODED, Clip
 from flora.events import Events, Listener
-from flora.features import Samples
+from flora.features import Batch, Samples
 from flora.federation import Federation
 from flora.method import METHODS
 from flora.prompts import Prompts
-from flora.runners import OneByOne, states_for
+from flora.runners import Grouped, OneByOne, states_for
 from flora.settings import Training
 
 for module in iter_modules(baselines.__path__):
@@ -104,6 +104,9 @@ class Images:
     def __getitem__(self, indices):
         return self.pixels[indices]
 
+    def ahead(self, chosen):
+        return (self[indices] for indices in chosen)
+
     def kept(self):
         return self
 
@@ -151,25 +154,38 @@ def whole(data):
     return data.batch(torch.arange(len(data)))
 
 
-def federation(built, training=TRAINING, *, kept=None, listeners=(), order=5, **more):
-    """A federation of three unequal clients around a method."""
+def featured(data, clip, stage=ENCODED):
+    """The samples with what the stages of the image tower before `stage` give for them."""
+    return data.with_features(torch.cat([*data.encoded(clip, [torch.arange(len(data))], stage)]), stage)
+
+
+def of_classes(labels):
+    """A batch of which nothing but the labels is looked at."""
+    return Batch(torch.empty(len(labels), 0), torch.as_tensor(labels))
+
+
+def federation(
+    built, training=TRAINING, *, kept=None, listeners=(), order=5, at_once=1, shares=SHARES, **more
+):
+    """A federation of three unequal clients around a method, trained `at_once` together."""
     dtype = built.clip.logit_scale.dtype
-    kept = states_for(built, len(SHARES), training) if kept is None else kept
-    runner = OneByOne(built, samples(dtype=dtype), SHARES, training, kept, order)
+    kept = states_for(built, len(shares), training) if kept is None else kept
+    values = (built, samples(dtype=dtype), shares, training, kept, order)
+    runner = OneByOne(*values) if at_once == 1 else Grouped(*values, at_once)
     test = samples(30, dtype, seed=1)
-    return Federation(built, runner, test, len(SHARES), events=Events(tuple(listeners)), **more)
+    return Federation(built, runner, test, len(shares), events=Events(tuple(listeners)), **more)
 
 
 @dataclass
 class Tampered:
     """A runner whose uploads some clients replace: `payloads` by client number."""
 
-    inner: OneByOne
+    inner: OneByOne | Grouped
     payloads: dict[int, bytes]
 
     def run(self, round, clients, broadcast, events):
-        for upload in self.inner.run(round, clients, broadcast, events):
-            yield replace(upload, payload=self.payloads.get(upload.client, upload.payload))
+        for uploads in self.inner.run(round, clients, broadcast, events):
+            yield [replace(x, payload=self.payloads.get(x.client, x.payload)) for x in uploads]
 
 
 class Recorder(Listener):
