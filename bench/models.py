@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -31,6 +32,7 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig
 
 from bench import tiny
@@ -442,12 +444,33 @@ def _short(value: Any) -> str:
 
 def _build(source: _Source) -> Any:
     """Build an open_clip model with separate towers and its weights."""
-    file = _weights_file(source) if source.weights else None  # first: it may not be there
-    model = _random_model(source)
-    if file is not None:
+    if source.weights is None:
+        model = _random_model(source)
+    else:
+        file = _weights_file(source)  # first: it may not be there
+        with _parameters_without_memory():
+            model = _random_model(source)
         _load_weights(model, file, source)
     set_model_preprocess_cfg(model, {**source.preprocess_cfg, "size": model.visual.image_size})
     return model
+
+
+@contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Have modules built meanwhile keep only the shapes of their parameters, for weights to be put there.
+
+    Buffers are computed as ever: not all of them come with the weights.
+    """
+
+    def without_memory(module: Any, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        return torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    # what the hook returns takes the parameter's place, which torch's annotation leaves out
+    hook = register_module_parameter_registration_hook(without_memory)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _random_model(source: _Source) -> Any:
@@ -500,7 +523,7 @@ def _load_weights(model: Any, file: Path, source: _Source) -> None:
         raise BadInput(
             f"model.name: '{file}' holds no weights of {source.architecture!r}: {'; '.join(wrong[:3])}{more}"
         )
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)  # the tensors read become the model's: there is one of each
 
 
 def _fitted(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -13,8 +14,12 @@ class Aggregator(ABC):
     name: str
 
     @abstractmethod
-    def add(self, tensors: dict[str, Tensor], weight: float) -> None:
-        """Take in one client's tensors, which may be kept and changed, with its weight (> 0)."""
+    def add(self, tensors: Mapping[str, Tensor], weight: float) -> None:
+        """Take in one client's tensors, which may be kept and changed, with its weight (> 0).
+
+        A mapping may make each tensor when it is asked for (`flora.payload.Arrived`): ask for one at a time,
+        and for each once, and no second model need stand in memory.
+        """
 
     @abstractmethod
     def result(self) -> dict[str, Tensor]:
@@ -30,13 +35,13 @@ class WeightedMean(Aggregator):
         self._mean: dict[str, Tensor] = {}
         self._weight = 0.0
 
-    def add(self, tensors: dict[str, Tensor], weight: float) -> None:
+    def add(self, tensors: Mapping[str, Tensor], weight: float) -> None:
         """Move the running mean towards `tensors` by their share of the weight so far."""
         if weight <= 0:
             raise ValueError(f"a client's weight must be positive, not {weight}")
         self._weight += weight
         if not self._mean:
-            self._mean = tensors
+            self._mean = dict(tensors)
             return
         # Moving by a share of the difference leaves equal tensors exactly as they are; a sum over
         # weights would not.

@@ -1,5 +1,6 @@
 """Models load by name with what their inputs need, or are refused in a line; no test needs a network."""
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -324,6 +325,49 @@ def test_a_local_checkpoint_computes_what_open_clips_model_does(toys, tmp_path, 
     assert not any(p.requires_grad for p in loaded.clip.parameters())
     assert (loaded.clip.logit_bias is None) == (name == "toy")
     assert model_fingerprint(f"{name}:{file}") == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("name", ["toy", "toy-custom", "toy-coca"])
+def test_the_weights_of_a_file_come_without_a_model_of_random_ones_beside_them(
+    toys, tmp_path, monkeypatch, name, suffix
+):
+    monkeypatch.setattr(models, "RANDOM_WEIGHTS_SEED", 1)
+    whole = models._random_model(models._parse(f"{name}:random"))
+    file = saved(whole.state_dict(), tmp_path / f"weights{suffix}")
+    read, kept = [], models.read_tensors
+
+    def reading(file):
+        tensors = kept(file)
+        read.extend(tensor.data_ptr() for tensor in tensors.values())
+        return tensors
+
+    monkeypatch.setattr(models, "read_tensors", reading)
+    monkeypatch.setattr(models, "RANDOM_WEIGHTS_SEED", 0)
+    loaded = models._build(models._parse(f"{name}:{file}"))
+    assert {p.data_ptr() for p in loaded.parameters()} <= set(read)
+    # buffers that do not come with the weights have been computed all the same
+    tensors = {**dict(loaded.named_buffers()), **loaded.state_dict()}
+    expected = {**dict(whole.named_buffers()), **whole.state_dict()}
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[x], expected[x]) for x in expected)
+
+
+def test_a_checkpoint_in_half_precision_is_computed_with_in_full(toys, tmp_path):
+    model = made("toy").half()
+    file = saved(model.state_dict(), tmp_path / "weights.safetensors")
+    loaded = load_model(Model(name=f"toy:{file}"), "cpu")
+    assert {p.dtype for p in loaded.clip.parameters()} == {torch.float32}
+    assert_computes_as(loaded, model.float())
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_modules_built_afterwards_have_memory(failing):
+    with contextlib.suppress(RuntimeError), models._parameters_without_memory():
+        assert torch.nn.Linear(2, 2).weight.is_meta
+        if failing:
+            raise RuntimeError("planted")
+    assert not torch.nn.Linear(2, 2).weight.is_meta
 
 
 def test_a_checkpoint_of_open_clips_training_is_read(toys, tmp_path):

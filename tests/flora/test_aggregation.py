@@ -1,6 +1,7 @@
 """The weighted mean against the sum it stands for."""
 
 import random
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -66,6 +67,41 @@ def test_a_weight_that_is_not_positive_is_refused(weight):
     with pytest.raises(ValueError, match="must be positive"):
         aggregator.add({"a": torch.zeros(2)}, weight)
     assert torch.equal(aggregator.result()["a"], torch.ones(2))
+
+
+class MadeWhenAsked(Mapping):
+    """Makes a tensor each time it is asked for; counts how many were asked for."""
+
+    def __init__(self, values):
+        self.values_, self.asked = values, []
+
+    def __getitem__(self, name):
+        self.asked.append(name)
+        return torch.tensor(self.values_[name])
+
+    def __iter__(self):
+        return iter(self.values_)
+
+    def __len__(self):
+        return len(self.values_)
+
+
+def test_tensors_made_when_asked_for_are_asked_for_once():
+    uploads = [MadeWhenAsked({"a": [1.0, 2.0], "b": [x]}) for x in (3.0, 5.0, 13.0)]
+    aggregator = WeightedMean()
+    for upload in uploads:
+        aggregator.add(upload, 1)
+    assert all(sorted(upload.asked) == ["a", "b"] for upload in uploads)
+    assert aggregator.result()["b"].item() == pytest.approx(7)
+    assert torch.equal(aggregator.result()["a"], torch.tensor([1.0, 2.0]))
+
+
+def test_the_mean_is_moved_in_place():
+    aggregator, first = WeightedMean(), {"a": torch.ones(2)}
+    aggregator.add(first, 1)
+    place = aggregator.result()["a"].data_ptr()
+    aggregator.add({"a": torch.zeros(2)}, 1)
+    assert aggregator.result()["a"].data_ptr() == place
 
 
 def test_nothing_added_has_no_mean():

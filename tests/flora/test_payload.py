@@ -3,12 +3,15 @@
 import json
 import pickle
 import struct
+import tracemalloc
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
+import flora.payload
 from flora.payload import PayloadError, decode, encode
 from tests.flora import toy
 
@@ -50,6 +53,7 @@ def test_what_arrived_can_be_changed_without_changing_the_payload():
     arrived = decode(PAYLOAD, like=STATE)
     for tensor in arrived.values():
         tensor.zero_()
+    assert torch.equal(arrived["b.weight"], STATE["b.weight"])
     assert torch.equal(decode(PAYLOAD, like=STATE)["b.weight"], STATE["b.weight"])
 
 
@@ -66,6 +70,79 @@ def test_round_trip_of_any_names_and_values(values):
     arrived = decode(encode(state), like=state)
     assert list(arrived) == list(state)
     assert all(torch.equal(arrived[n], t) for n, t in state.items())
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    shapes=st.dictionaries(
+        st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
+        st.lists(st.integers(0, 4), max_size=3),
+        max_size=5,
+    ),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+)
+def test_the_bytes_are_those_the_library_writes(shapes, dtype):
+    state = {
+        name: torch.arange(100, dtype=dtype)[: torch.Size(s).numel()].reshape(s) for name, s in shapes.items()
+    }
+    assert encode(state) == save(state)
+
+
+def test_the_library_reads_what_is_encoded_of_mixed_types():
+    state = altered(bytes=torch.ones(3).bfloat16(), wide=torch.arange(3.0, dtype=torch.float64))
+    read = load(encode(state))
+    assert read.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(read[name], tensor)
+        assert read[name].dtype == tensor.dtype
+
+
+def test_a_payload_laid_out_in_another_way_is_read_too():
+    payload = save(STATE, metadata={"by": "another"})
+    assert payload != PAYLOAD
+    arrived = decode(payload, like=STATE)
+    assert list(arrived) == list(STATE)
+    assert all(torch.equal(arrived[name], tensor) for name, tensor in STATE.items())
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    length=st.integers(1, 200),
+    data=st.data(),
+)
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(dtype, length, data):
+    state = {
+        "a": torch.full((length,), torch.finfo(dtype).max, dtype=dtype),
+        "b": torch.zeros(3, dtype=dtype),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flora.payload, "_CHECKED_AT_ONCE_BYTES", 64)
+        assert torch.equal(decode(encode(state), like=state)["a"], state["a"])
+        name = data.draw(st.sampled_from(["a", "b"]))
+        planted = data.draw(st.integers(0, len(state[name]) - 1))
+        state[name][planted] = data.draw(st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+        with pytest.raises(PayloadError, match=f"'{name}' has values that are not finite"):
+            decode(encode(state), like=state)
+
+
+def traced_peak(work):
+    tracemalloc.start()
+    try:
+        kept = work()
+        return tracemalloc.get_traced_memory()[1], kept
+    finally:
+        tracemalloc.stop()
+
+
+def test_numbers_are_copied_once_on_their_way_out_and_one_tensor_at_a_time_on_arrival():
+    state = {str(number): torch.rand(2**18) for number in range(8)}  # a mebibyte each
+    encoding, payload = traced_peak(lambda: encode(state))
+    assert encoding < 1.1 * len(payload)
+    decoding, arrived = traced_peak(lambda: decode(payload, like=state))
+    assert decoding < 0.1 * len(payload)
+    using, _ = traced_peak(lambda: max(float(arrived[name].max()) for name in arrived))
+    assert using < 0.3 * len(payload)
 
 
 def test_encode_takes_views_and_parameters():
