@@ -6,13 +6,13 @@ One model serves every client, one at a time: a `ClientState` is the method, who
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flora.features import Batch, Samples
 from flora.method import Method
@@ -57,7 +57,7 @@ def start(
 ) -> ClientState:
     """Load what the server sent, and the optimiser's state where one was kept."""
     load(method, tensors)
-    optimizer = _optimizer(method, training)
+    optimizer = optimizer_over(list(method.trainable.values()), training)
     if kept:
         _restore(optimizer, kept)
     anchor = [p.detach().clone() for p in method.trainable.values()] if training.proximal_mu else []
@@ -66,6 +66,7 @@ def start(
 
 def step(state: ClientState, batch: Batch) -> ClientState:
     """Take one optimiser step on `batch`; the loss that is counted is without FedProx's term."""
+    batch = state.method.collate(batch)
     half = state.method.clip.compute_dtype == torch.float16
     for scale in HALF_PRECISION_LOSS_SCALES if half else (1,):
         state.optimizer.zero_grad(set_to_none=True)
@@ -118,11 +119,10 @@ def optimizer_state(state: ClientState) -> OptimizerState:
     return {f"{index}.{name}": x for index, entry in by_parameter.items() for name, x in entry.items()}
 
 
-def batches(samples: Samples, indices: Tensor, training: Training, seed: tuple[int, ...]) -> Iterator[Batch]:
-    """Draw the batches of one client's round.
+def order(indices: Tensor, training: Training, seed: tuple[int, ...]) -> Iterator[Tensor]:
+    """Draw the batches of one client's round, as indices of samples.
 
     Args:
-        samples: where from.
         indices: (n,) the client's samples.
         training: epochs or steps, batch size.
         seed: of this client in this round; a round can be repeated without those before it.
@@ -131,12 +131,17 @@ def batches(samples: Samples, indices: Tensor, training: Training, seed: tuple[i
     shuffled = (indices[torch.from_numpy(stream.permutation(len(indices)))] for _ in count())
     passes = islice(shuffled, training.local_epochs if training.local_steps is None else None)
     drawn = (chosen for samples_of_pass in passes for chosen in samples_of_pass.split(training.batch_size))
-    for chosen in islice(drawn, training.local_steps):
-        yield samples.batch(chosen)
+    return islice(drawn, training.local_steps)
 
 
-def _optimizer(method: Method, training: Training) -> torch.optim.Optimizer:
-    settings, parameters = training.optimizer, list(method.trainable.values())
+def batches(samples: Samples, indices: Tensor, training: Training, seed: tuple[int, ...]) -> Iterator[Batch]:
+    """Give the batches of one client's round, in their `order`."""
+    return samples.batches_of(order(indices, training, seed))
+
+
+def optimizer_over(parameters: Sequence[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    """Make the optimiser that a client is asked to use."""
+    settings = training.optimizer
     values = settings.model_dump(exclude={"name", "state"})
     if isinstance(settings, Adam):
         kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam

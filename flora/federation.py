@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,11 @@ from flora.events import Events, Refusal, RoundRecord
 from flora.features import Samples
 from flora.method import Method
 from flora.payload import PayloadError
-from flora.runners import Runner
+from flora.runners import Runner, Upload
 
-EVALUATION_BATCH = 256
+# Images that are evaluated together; more take memory and save no time. And features, of which one is little.
+IMAGES_AT_ONCE = 32
+FEATURES_AT_ONCE = 2048
 
 # Equal seeds are the rule; this keeps who takes part apart from the batch order (flora.client).
 PARTICIPATION_STREAM = 1
@@ -82,17 +84,15 @@ class Federation:
             broadcast = payload.encode(self.state)
         aggregator, accepted, refused = self.method.aggregator(), [], []
         seen = 0
-        for upload in self.runner.run(number, chosen, broadcast, self.events):
-            seen += upload.seen
-            try:
-                with self.events.phase("receive", number, upload.client):
-                    tensors = payload.decode(upload.payload, like=self.state)
-            except PayloadError as error:
-                refused.append(Refusal(upload.client, str(error)))
-                continue
-            with self.events.phase("aggregate", number, upload.client):
-                aggregator.add(tensors, upload.samples)
-            accepted.append((upload.loss, upload.samples))
+        for uploads in self.runner.run(number, chosen, broadcast, self.events):
+            seen += sum(upload.seen for upload in uploads)
+            decoded, wrong = self._receive(number, uploads)
+            refused += wrong
+            with self.events.phase("aggregate", number, _only(uploads)):
+                for upload, tensors in decoded:
+                    aggregator.add(tensors, upload.samples)
+            accepted += [(upload.loss, upload.samples) for upload, _ in decoded]
+            del uploads, decoded  # or these would stay in memory while the next are trained
         with self.events.phase("aggregate", number):
             if accepted:  # with every upload refused, the global state stays as it was
                 self.state = aggregator.result()
@@ -109,6 +109,19 @@ class Federation:
             )
         )
 
+    def _receive(
+        self, number: int, uploads: Sequence[Upload]
+    ) -> tuple[list[tuple[Upload, Mapping[str, Tensor]]], list[Refusal]]:
+        """Read uploads; give those that are as they should be, and the others with what is wrong."""
+        decoded, refused = [], []
+        with self.events.phase("receive", number, _only(uploads)):
+            for upload in uploads:
+                try:
+                    decoded.append((upload, payload.decode(upload.payload, like=self.state)))
+                except PayloadError as error:
+                    refused.append(Refusal(upload.client, str(error)))
+        return decoded, refused
+
     def _evaluate(self, number: int) -> dict[str, Any]:
         with self.events.phase("evaluate", number):
             correct = hits(self.method, self.test)
@@ -118,6 +131,11 @@ class Federation:
     def _close(self, record: RoundRecord) -> RoundRecord:
         self.events.round(record)
         return record
+
+
+def _only(uploads: Sequence[Upload]) -> int | None:
+    """Give the client that uploads come from, None if they are of several."""
+    return uploads[0].client if len(uploads) == 1 else None
 
 
 def participants(clients: int, participation: float, seed: int, number: int) -> Sequence[int]:
@@ -140,11 +158,11 @@ def evaluate(method: Method, samples: Samples) -> float:
 
 def hits(method: Method, samples: Samples) -> Tensor:
     """Say of each sample whether its class scores highest: (n,) bool, on the CPU."""
+    size = IMAGES_AT_ONCE if samples.features is None else FEATURES_AT_ONCE
     with torch.inference_mode():
         classifier = method.classifier()
         correct = [
-            method.logits(batch, classifier).argmax(dim=-1) == batch.labels
-            for batch in samples.batches(EVALUATION_BATCH)
+            method.logits(batch, classifier).argmax(dim=-1) == batch.labels for batch in samples.batches(size)
         ]
         return torch.cat(correct).cpu()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Protocol
@@ -12,8 +13,8 @@ from typing import Protocol
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flora import client, payload
-from flora.client import ClientState, OptimizerState
+from flora import client, group, payload
+from flora.client import OptimizerState
 from flora.errors import BadInput
 from flora.events import Events
 from flora.features import Samples
@@ -58,13 +59,15 @@ class Trained:
 class Runner(Protocol):
     """Trains the clients of a round from one broadcast."""
 
-    def run(self, round: int, clients: Sequence[int], broadcast: bytes, events: Events) -> Iterator[Upload]:
-        """Yield an upload a client, in the order of `clients`."""
+    def run(
+        self, round: int, clients: Sequence[int], broadcast: bytes, events: Events
+    ) -> Iterator[Sequence[Upload]]:
+        """Yield the uploads of those who are trained together, all in the order of `clients`."""
 
 
 @dataclass(frozen=True)
-class OneByOne:
-    """The plainest runner: each client in turn in the one model, in this process.
+class Clients:
+    """Clients that are played in this process, in the one model.
 
     Attributes:
         method: the model and its loss.
@@ -86,10 +89,34 @@ class OneByOne:
         if empty := [number for number, share in enumerate(self.shares) if not len(share)]:
             raise ValueError(f"client {empty[0]} has no samples")
 
-    def run(self, round: int, clients: Sequence[int], broadcast: bytes, events: Events) -> Iterator[Upload]:
+    def order(self, round: int, number: int) -> Iterator[Tensor]:
+        """Draw a client's batches in a round, as indices of samples."""
+        return client.order(self.shares[number], self.training, (self.order_seed, round, number))
+
+    def kept_state(self, number: int) -> OptimizerState | None:
+        """Fetch a client's optimiser state, if it has one."""
+        return self.kept.get(number) if self.kept is not None else None
+
+    def keep_state(self, number: int, state: OptimizerState | None) -> None:
+        """Put a client's optimiser state away; of one that diverged, None, nothing is kept."""
+        if self.kept is None:
+            return
+        if state is None:
+            self.kept.pop(number, None)
+        else:
+            self.kept[number] = state
+
+
+@dataclass(frozen=True)
+class OneByOne(Clients):
+    """The plainest runner: each client in turn in the one model."""
+
+    def run(
+        self, round: int, clients: Sequence[int], broadcast: bytes, events: Events
+    ) -> Iterator[Sequence[Upload]]:
         """Yield an upload a client, in the order of `clients`."""
         for number in clients:
-            yield self._run_client(round, number, broadcast, events)
+            yield (self._run_client(round, number, broadcast, events),)
 
     def _run_client(self, round: int, number: int, broadcast: bytes, events: Events) -> Upload:
         events.payload(round, number, "down", broadcast)
@@ -103,29 +130,75 @@ class OneByOne:
 
     def train(self, round: int, number: int, start: Mapping[str, Tensor], events: Events) -> Trained:
         """Train one client from the tensors `start`, its optimiser's state fetched and put away again."""
-        order = client.batches(
-            self.samples, self.shares[number], self.training, (self.order_seed, round, number)
-        )
         with events.phase("rest", round, number):
-            kept = self.kept.get(number) if self.kept is not None else None
+            kept = self.kept_state(number)
         with events.phase("train", round, number):
             state = client.start(self.method, start, self.training, kept)
-            for batch in order:
+            for batch in self.samples.batches_of(self.order(round, number)):
                 state = client.step(state, batch)
             trained = client.finish(state)
             loss = float(state.losses) / state.seen
-        if self.kept is not None:
-            with events.phase("rest", round, number):
-                self._rest(number, state, diverged=not all(x.isfinite().all() for x in trained.values()))
+        with events.phase("rest", round, number):
+            diverged = not all(x.isfinite().all() for x in trained.values())
+            self.keep_state(number, None if diverged else client.optimizer_state(state))
         return Trained(trained, loss, state.seen)
 
-    def _rest(self, number: int, state: ClientState, diverged: bool) -> None:
-        """Keep the optimiser's state; of a client that diverged nothing, or it could never recover."""
-        assert self.kept is not None
-        if diverged:
-            self.kept.pop(number, None)
-        else:
-            self.kept[number] = client.optimizer_state(state)
+
+@dataclass(frozen=True)
+class Grouped(Clients):
+    """Trains `at_once` clients together, their tensors stacked (`flora.group`).
+
+    Attributes:
+        at_once: how many; the last of a round may be fewer.
+    """
+
+    at_once: int
+
+    def run(
+        self, round: int, clients: Sequence[int], broadcast: bytes, events: Events
+    ) -> Iterator[Sequence[Upload]]:
+        """Yield the uploads of each group, all in the order of `clients`."""
+        for start in range(0, len(clients), self.at_once):
+            yield self._run_group(round, clients[start : start + self.at_once], broadcast, events)
+
+    def _run_group(
+        self, round: int, numbers: Sequence[int], broadcast: bytes, events: Events
+    ) -> list[Upload]:
+        for number in numbers:
+            events.payload(round, number, "down", broadcast)
+        with events.phase("send", round):
+            received = payload.decode(broadcast, like=self.method.trainable)
+        trained = self._train(round, numbers, received, events)
+        with events.phase("receive", round):
+            uploads = [payload.encode(trained[number].tensors) for number in numbers]
+        for number, upload in zip(numbers, uploads, strict=True):
+            events.payload(round, number, "up", upload)
+        return [
+            Upload(number, upload, len(self.shares[number]), trained[number].loss, trained[number].seen)
+            for number, upload in zip(numbers, uploads, strict=True)
+        ]
+
+    def _train(
+        self, round: int, numbers: Sequence[int], start: Mapping[str, Tensor], events: Events
+    ) -> dict[int, Trained]:
+        orders = {number: list(self.order(round, number)) for number in numbers}
+        numbers = sorted(numbers, key=lambda number: -len(orders[number]))
+        with events.phase("rest", round):
+            kept = [self.kept_state(number) for number in numbers]
+        with events.phase("train", round):
+            state = group.start(self.method, start, self.training, kept)
+            for chosen in zip_longest(*(orders[number] for number in numbers)):
+                # those with the most steps come first: whoever has no more is behind
+                state = group.step(state, self.samples, [x for x in chosen if x is not None])
+            trained, losses, states = group.finish(state)
+        with events.phase("rest", round):
+            for number, left in zip(numbers, states, strict=True):
+                self.keep_state(number, left)
+        seen = [sum(map(len, orders[number])) for number in numbers]
+        return {
+            number: Trained(tensors, loss / count, count)
+            for number, tensors, loss, count in zip(numbers, trained, losses, seen, strict=True)
+        }
 
 
 class StatesOnDisk(MutableMapping[int, OptimizerState]):
@@ -165,7 +238,7 @@ class StatesOnDisk(MutableMapping[int, OptimizerState]):
 
 
 # States of this size in all stay in memory: reading them back from disk would cost more than they do.
-STATES_IN_MEMORY_BYTES = 16 * 2**20
+STATES_IN_MEMORY_BYTES = 64 * 2**20
 
 
 def states_for(

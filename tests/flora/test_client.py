@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flora import client
+from flora.clip import ENCODED
 from flora.features import Batch, Samples
 from flora.settings import Training
 from tests.flora import toy
@@ -24,7 +25,7 @@ def numbered(count):
 
 def drawn(indices, training, seed=(0, 1, 2)):
     found = list(client.batches(numbered(100), torch.tensor(indices), training, seed))
-    assert all(torch.equal(b.inputs[:, 0, 0, 0].long(), b.labels) and not b.encoded for b in found)
+    assert all(torch.equal(b.inputs[:, 0, 0, 0].long(), b.labels) and b.stage == 0 for b in found)
     return [batch.labels.tolist() for batch in found]
 
 
@@ -77,9 +78,7 @@ def weight_after(optimizer, steps=2, kept=None):
     built.loss = lambda batch: sum(p.square().sum() for p in built.trainable.values()) / 2
     ones = {name: torch.ones_like(p) for name, p in built.trainable.items()}
     state = client.start(built, ones, Training(optimizer=optimizer), kept)
-    batch = Batch(
-        torch.zeros(2, toy.DIM, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), encoded=True
-    )
+    batch = Batch(torch.zeros(2, toy.DIM, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), ENCODED)
     for _ in range(steps):
         state = client.step(state, batch)
     trained = client.finish(state)
@@ -132,9 +131,7 @@ def test_a_kept_state_continues_and_without_one_all_starts_afresh(optimizer):
 
     # Resume from the first half's weights with its state: as if never stopped.
     resumed = client.start(state.method, client.finish(state), Training(optimizer=optimizer), kept)
-    batch = Batch(
-        torch.zeros(2, toy.DIM, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), encoded=True
-    )
+    batch = Batch(torch.zeros(2, toy.DIM, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), ENCODED)
     for _ in range(2):
         client.step(resumed, batch)
     assert client.finish(resumed)["bias"][0].item() == pytest.approx(whole, abs=1e-12)

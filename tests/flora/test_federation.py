@@ -129,7 +129,7 @@ def wrong_shape(state):
 def test_a_refused_upload_is_left_out_and_the_round_goes_on(tamper, reason):
     federation = toy.federation(toy.method(FLORA))
     honest = toy.federation(toy.method(FLORA)).runner
-    uploads = list(honest.run(1, [0, 1, 2], payload.encode(federation.state), Events()))
+    uploads = [x for (x,) in honest.run(1, [0, 1, 2], payload.encode(federation.state), Events())]
     federation.runner = toy.Tampered(federation.runner, {1: tamper(federation.state)})
     records = list(federation.rounds(1))
 
@@ -150,7 +150,7 @@ def test_clients_weigh_by_their_samples_however_many_steps_they_take():
     training = Training(batch_size=4, local_steps=3, optimizer={"lr": 1e-2})
     federation = toy.federation(toy.method(FLORA), training)
     honest = toy.federation(toy.method(FLORA), training).runner
-    uploads = list(honest.run(1, [0, 1, 2], payload.encode(federation.state), Events()))
+    uploads = [x for (x,) in honest.run(1, [0, 1, 2], payload.encode(federation.state), Events())]
     assert [upload.seen for upload in uploads] == [11, 12, 10]
     _, record = federation.rounds(1)
     assert record.samples_seen == 33
@@ -256,7 +256,7 @@ def test_bytes_told_are_the_payloads_themselves():
     assert sorted(down) == sorted(up) == [0, 1, 2]
     assert set(down.values()) == {payload.encode(start)}
     honest = toy.federation(toy.method(FLORA)).runner.run(1, [0, 1, 2], down[0], Events())
-    assert {upload.client: upload.payload for upload in honest} == up
+    assert {upload.client: upload.payload for (upload,) in honest} == up
     sizes = {len(data) for data in (*down.values(), *up.values())}
     numbers = 8 * federation.method.closed_form()
     assert all(numbers < size <= numbers + 150 * len(start) for size in sizes)
@@ -279,8 +279,8 @@ def test_training_on_features_is_training_on_images():
         federation = toy.federation(toy.method(FLORA), Training(batch_size=4, optimizer={"lr": 1e-2}))
         if with_features:
             clip = federation.method.clip
-            federation.test = federation.test.with_features(clip, 7)
-            train = federation.runner.samples.with_features(clip, 7)
+            federation.test = toy.featured(federation.test, clip)
+            train = toy.featured(federation.runner.samples, clip)
             object.__setattr__(federation.runner, "samples", train)
         return list(federation.rounds(2)), federation.state
 

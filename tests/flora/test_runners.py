@@ -19,6 +19,10 @@ SETTINGS = {
 }
 
 
+def uploads_of(groups):
+    return [upload for uploads in groups for upload in uploads]
+
+
 def final_state(kept, optimizer, rounds=3):
     training = Training(batch_size=4, optimizer=optimizer)
     server = toy.federation(toy.method({"name": "flora"}), training, participation=0.67, kept=kept)
@@ -46,11 +50,11 @@ def test_a_reset_client_gives_the_same_whatever_came_before():
     built = toy.method({"name": "flora"})
     runner = OneByOne(built, toy.samples(), toy.SHARES, training, None, order_seed=5)
     broadcast = payload.encode(built.trainable)
-    first = list(runner.run(3, [0, 1, 2], broadcast, Events()))
+    first = uploads_of(runner.run(3, [0, 1, 2], broadcast, Events()))
     for number in (2, 0):
-        (again,) = runner.run(3, [number], broadcast, Events())
+        ((again,),) = runner.run(3, [number], broadcast, Events())
         assert again == first[number]
-    (other_round,) = runner.run(4, [0], broadcast, Events())
+    ((other_round,),) = runner.run(4, [0], broadcast, Events())
     assert other_round.payload != first[0].payload
 
 
@@ -58,7 +62,7 @@ def test_uploads_come_in_the_order_asked_for_with_their_weights():
     training = Training(batch_size=4, local_epochs=2)
     built = toy.method({"name": "linear_probe"})
     runner = OneByOne(built, toy.samples(), toy.SHARES, training, {}, order_seed=5)
-    uploads = list(runner.run(1, [2, 0, 1], payload.encode(built.trainable), Events()))
+    uploads = uploads_of(runner.run(1, [2, 0, 1], payload.encode(built.trainable), Events()))
     assert [u.client for u in uploads] == [2, 0, 1]
     assert [u.samples for u in uploads] == [10, 7, 4]
     assert [u.seen for u in uploads] == [20, 14, 8]
@@ -71,7 +75,7 @@ def test_clients_start_from_the_broadcast_and_not_from_one_another():
     built = toy.method({"name": "linear_probe"})
     shares = [toy.SHARES[0], toy.SHARES[0]]
     runner = OneByOne(built, toy.samples(), shares, Training(optimizer="sgd"), None, order_seed=5)
-    whole_batch = list(runner.run(1, [0, 1], payload.encode(built.trainable), Events()))
+    whole_batch = uploads_of(runner.run(1, [0, 1], payload.encode(built.trainable), Events()))
     first, second = (payload.decode(u.payload, built.trainable) for u in whole_batch)
     # one batch of the same samples in another order: the same but for rounding
     assert all(torch.allclose(first[n], second[n], rtol=0, atol=1e-12) for n in first)
@@ -118,10 +122,10 @@ def test_a_client_that_diverged_starts_afresh_and_recovers():
     runner = OneByOne(built, toy.samples(), toy.SHARES, training, {}, order_seed=5)
     start = {name: p.detach().clone() for name, p in built.trainable.items()}
     broken = {name: torch.full_like(tensor, torch.finfo(tensor.dtype).max) for name, tensor in start.items()}
-    (diverged,) = runner.run(1, [0], payload.encode(broken), Events())
+    ((diverged,),) = runner.run(1, [0], payload.encode(broken), Events())
     assert not torch.isfinite(torch.tensor(diverged.loss))
     assert 0 not in runner.kept
-    (recovered,) = runner.run(2, [0], payload.encode(start), Events())
+    ((recovered,),) = runner.run(2, [0], payload.encode(start), Events())
     assert torch.isfinite(torch.tensor(recovered.loss))
     payload.decode(recovered.payload, built.trainable)
 

@@ -1,0 +1,256 @@
+"""Many clients at once: what `flora.client` does for one, in one call for all of them.
+
+The clients' trainable tensors are stacked, a row each; the frozen weights are shared. A step is the gradient
+of the method's loss mapped over the rows (`torch.func`), and one call of the optimiser. On a GPU, where
+starting the many small kernels of a client's step takes longer than they run, and for many small clients
+anywhere, that saves most of the time. The numbers are those of one client after another, but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flora.client import OptimizerState, optimizer_over
+from flora.features import Batch, Samples, Texts
+from flora.method import Method
+from flora.prompts import Branches
+from flora.settings import Training
+
+# Memory that a group's steps may take on a CPU; more clients at once are not faster there, as what they
+# compute leaves the caches.
+CPU_BUDGET_BYTES = 128 * 2**20
+# Share of a GPU's memory that they may take.
+GPU_SHARE = 0.25
+# Copies of a client's trainable tensors that a step needs: the values, gradients, two moments, what arrived,
+# what the optimiser makes meanwhile.
+STATE_COPIES = 6
+# What a mapped step takes at its height, over what one client's step keeps for its backward pass: measured
+# 3.8 with FLoRA on the embedded model.
+ACTIVATION_COPIES = 4
+# Fewer clients than this at once are not worth it.
+FEWEST = 4
+
+
+@dataclass
+class GroupState:
+    """Clients amid a round, those with the most steps first.
+
+    Attributes:
+        method: whose loss is followed; its own parameters stay as they are.
+        training: what the clients were asked to do.
+        rows: (clients, trainable numbers) their parameters; `parameters` are views of its rows.
+        parameters: one for each client, as the optimiser sees it.
+        optimizer: over these.
+        anchor: (trainable numbers,) the parameters as they arrived.
+        losses: (clients,) sums over the samples seen of their batch's mean loss.
+    """
+
+    method: Method
+    training: Training
+    rows: Tensor
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    anchor: Tensor
+    losses: Tensor
+
+
+def start(
+    method: Method,
+    tensors: Mapping[str, Tensor],
+    training: Training,
+    kept: Sequence[OptimizerState | None],
+) -> GroupState:
+    """Give each client what the server sent, and its optimiser's state where one was kept (else None)."""
+    like = method.clip.logit_scale
+    anchor = torch.cat([tensors[name].flatten() for name in method.trainable]).to(like.device)
+    rows = anchor.repeat(len(kept), 1)
+    parameters = [nn.Parameter(row) for row in rows]
+    optimizer = optimizer_over(parameters, training)
+    for parameter, state in zip(parameters, kept, strict=True):
+        if state:
+            optimizer.state[parameter] = {name: x.to(like.device) for name, x in state.items()}
+    return GroupState(method, training, rows, parameters, optimizer, anchor, like.new_zeros(len(kept)))
+
+
+def step(state: GroupState, samples: Samples, chosen: Sequence[Tensor]) -> GroupState:
+    """Take one step for the first clients, each on its samples at `chosen` (n,); the others have no more."""
+    active = len(chosen)
+    batch = stack(state.method, samples, chosen)
+    # only attention written out can be mapped over clients on every device
+    with sdpa_kernel(SDPBackend.MATH):
+        gradients, losses = _mapped(state.method, batch)(state.rows[:active], _tensors(batch))
+    if state.training.proximal_mu:
+        gradients.add_(state.rows[:active] - state.anchor, alpha=state.training.proximal_mu)
+    for parameter, gradient in zip(state.parameters, gradients, strict=False):
+        parameter.grad = gradient
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    sizes = torch.tensor([len(indices) for indices in chosen], device=losses.device)
+    state.losses[:active] += losses.detach() * sizes
+    return state
+
+
+def finish(state: GroupState) -> tuple[list[dict[str, Tensor]], list[float], list[OptimizerState | None]]:
+    """Give each client's trained tensors, on the CPU; its summed loss; and its optimiser's state.
+
+    The state of a client that diverged is None, or it could never recover.
+    """
+    rows = state.rows.cpu()
+    sound = rows.isfinite().all(dim=1).tolist()
+    trained = [_named(state.method, row) for row in rows]
+    states = [
+        dict(state.optimizer.state[p]) if ok else None for p, ok in zip(state.parameters, sound, strict=True)
+    ]
+    return trained, state.losses.tolist(), states
+
+
+def stack(method: Method, samples: Samples, chosen: Sequence[Tensor]) -> Batch:
+    """Gather a batch for each of several clients, as one whose tensors have a dimension in front.
+
+    Shorter ones are filled up to the longest, and `real` then says which samples count.
+    """
+    sizes = [len(indices) for indices in chosen]
+    longest = max(sizes)
+    # with a sample of the client's own: another's may be one that no gradient is to come near
+    indices = torch.stack([torch.cat([x, x[:1].expand(longest - len(x))]) for x in chosen])
+    together = samples.batch(indices.flatten())
+    inputs, labels = (x.unflatten(0, indices.shape) for x in (together.inputs, together.labels))
+    classes = samples.classes[indices]
+    ones = [
+        method.collate(Batch(inputs[i, :size], labels[i, :size], together.stage, classes[i, :size]))
+        for i, size in enumerate(sizes)
+    ]
+    real = None
+    if len(set(sizes)) > 1:
+        real = (torch.arange(longest) < torch.tensor(sizes)[:, None]).to(labels.device)
+    texts = _stacked_texts([one.texts for one in ones if one.texts is not None])
+    return Batch(inputs, labels, together.stage, None, texts, real)
+
+
+def can_be_grouped(method: Method) -> bool:
+    """Say whether clients can be stacked: where something trains, and not unaccelerated, as a client would run.
+
+    Nor in half precision: float16 finds a loss scale in each step, and mapped attention and layer norms have
+    no gradient in bfloat16 on a CPU.
+    """
+    half = method.clip.compute_dtype is not None
+    return method.stackable and method.exact and bool(method.trainable) and not half
+
+
+def clients_at_once(method: Method, samples: Samples, shares: Sequence[Tensor], training: Training) -> int:
+    """Say how many clients fit into the device's budget of memory together, by what one client's step takes.
+
+    Args:
+        method: the method.
+        samples: all training samples.
+        shares: the clients' samples (n,); the largest client is measured.
+        training: what a client does.
+
+    Returns:
+        1 where clients cannot be grouped, or fewer than `FEWEST` fit.
+    """
+    if not can_be_grouped(method) or len(shares) < FEWEST:
+        return 1
+    budget = _budget(method.clip.logit_scale.device)
+    trainable = sum(p.numel() * p.element_size() for p in method.trainable.values())
+    largest = max(shares, key=len)[: training.batch_size]
+    if STATE_COPIES * trainable * FEWEST > budget:
+        return 1
+    each = STATE_COPIES * trainable + ACTIVATION_COPIES * _kept_for_backward(method, samples.batch(largest))
+    fit = min(len(shares), budget // each)
+    return int(fit) if fit >= FEWEST else 1
+
+
+def _budget(device: torch.device) -> int:
+    if device.type != "cuda":
+        return CPU_BUDGET_BYTES
+    # of all of its memory, not of what is free now: the same number each time
+    return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
+
+
+def _kept_for_backward(method: Method, batch: Batch) -> int:
+    """Measure the bytes that a step keeps for its backward pass, beyond the weights."""
+    weights = {x.untyped_storage().data_ptr() for x in (*method.parameters(), *method.buffers())}
+    sizes: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        loss = method(method.collate(batch))  # held, so that no storage is given to another meanwhile
+    del loss
+    return sum(sizes.values())
+
+
+def _mapped(method: Method, like: Batch) -> Any:
+    """Give the gradient and loss of (clients, trainable numbers), (clients, ...) tensors of a batch."""
+
+    def loss(row: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        return functional_call(method, _named(method, row), (_batch(tensors, like.stage),))
+
+    return vmap(grad_and_value(loss), randomness="error")
+
+
+def _named(method: Method, row: Tensor) -> dict[str, Tensor]:
+    """Give the trainable tensors that a row (trainable numbers,) holds, as views."""
+    parameters = method.trainable
+    parts = row.split([p.numel() for p in parameters.values()])
+    return {name: part.view(p.shape) for (name, p), part in zip(parameters.items(), parts, strict=True)}
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """Give a batch's tensors by dotted name, as functional transforms take them."""
+    found = {"inputs": batch.inputs, "labels": batch.labels}
+    if batch.real is not None:
+        found["real"] = batch.real
+    if batch.texts is not None:
+        found |= {"texts.classes": batch.texts.classes, "texts.position": batch.texts.position}
+        if batch.texts.branches is not None:
+            found |= {f"branches.{name}": x for name, x in vars(batch.texts.branches).items()}
+    return found
+
+
+def _batch(tensors: Mapping[str, Tensor], stage: int) -> Batch:
+    """Put `_tensors` together again."""
+    texts = branches = None
+    if "branches.nodes" in tensors:
+        branches = Branches(**{field.name: tensors[f"branches.{field.name}"] for field in fields(Branches)})
+    if "texts.classes" in tensors:
+        texts = Texts(tensors["texts.classes"], tensors["texts.position"], branches)
+    return Batch(tensors["inputs"], tensors["labels"], stage, None, texts, tensors.get("real"))
+
+
+def _stacked_texts(texts: Sequence[Texts]) -> Texts | None:
+    """Stack the prompts of several batches, filled up: with the first class, and nodes seen by none."""
+    if not texts:
+        return None
+    classes = _filled([x.classes for x in texts])
+    position = _filled([x.position for x in texts])
+    branches = [x.branches for x in texts if x.branches is not None]
+    if not branches:
+        return Texts(classes, position, None)
+    filled = {
+        field.name: _filled([getattr(x, field.name) for x in branches])
+        for field in fields(Branches)
+        if field.name != "mask"
+    }
+    nodes = filled["nodes"].shape[1]
+    mask = branches[0].mask.new_full((len(branches), nodes, nodes), float("-inf"))
+    mask.diagonal(dim1=1, dim2=2).zero_()  # a node must see something, and a filled-in one sees itself
+    for row, one in zip(mask, branches, strict=True):
+        row[: len(one.nodes), : len(one.nodes)] = one.mask
+    return Texts(classes, position, Branches(mask=mask, **filled))
+
+
+def _filled(parts: Sequence[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
