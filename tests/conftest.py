@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, so that runs on a busy machine take as long as on an idle one."""
+"""What holds for every test: one thread, so that a busy machine does not matter, and a cache of its own."""
 
 import pytest
 
@@ -8,3 +8,10 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLORA_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -42,6 +42,10 @@ class Images(ABC):
     def identity(self, index: int) -> bytes:
         """Bytes that change when image ``index`` changes; for fingerprints."""
 
+    def digest(self, index: int) -> bytes:
+        """32 bytes that tell image ``index`` from all others on this machine; for what is kept of it here."""
+        return hashlib.sha256(self.identity(index)).digest()
+
     def place(self) -> Path | None:
         """The file or folder that the images are read from; None of images made or held in memory."""
         return None
@@ -110,6 +114,15 @@ class FileImages(Images):
         """The relative path and the size: reading every file of a published set would cost too much."""
         return os.fsencode(f"{self.paths[index]}\0{self.sizes[index]}")
 
+    def digest(self, index: int) -> bytes:
+        """Of the identity, the absolute path and when the file was changed."""
+        path = (self.root / self.paths[index]).absolute()
+        try:
+            changed = path.stat().st_mtime_ns
+        except OSError as error:
+            raise BadInput(broken_image(path, error)) from error
+        return hashlib.sha256(self.identity(index) + os.fsencode(f"\0{path}\0{changed}")).digest()
+
     def place(self) -> Path | None:
         """The folder."""
         return self.root
@@ -140,6 +153,10 @@ class ImagesView(Images):
     def identity(self, index: int) -> bytes:
         """What the looked-into set says of the image."""
         return self.base.identity(int(self.indices[index]))
+
+    def digest(self, index: int) -> bytes:
+        """That of the looked-into set."""
+        return self.base.digest(int(self.indices[index]))
 
     def place(self) -> Path | None:
         """That of the looked-into set."""
@@ -172,6 +189,11 @@ class JoinedImages(Images):
         """What the set that holds the image says of it."""
         part, position = self._find(index)
         return part.identity(position)
+
+    def digest(self, index: int) -> bytes:
+        """That of the set that holds the image."""
+        part, position = self._find(index)
+        return part.digest(position)
 
     def place(self) -> Path | None:
         """That of all the sets; None where they have no one place."""
