@@ -86,6 +86,25 @@ class Evaluation(Settings):
     retention: str | None = None
 
 
+class Compute(Settings):
+    """How the machine computes; without any of it, as PyTorch does by itself.
+
+    Attributes:
+        threads: how many cores an operation may use; None for PyTorch's own choice.
+        channels_last: keep images and convolutions of the image tower with the channels innermost.
+        compile: compile the towers' blocks, in one of PyTorch's modes: "default" joins operations;
+            "reduce-overhead" runs them as CUDA graphs, on a GPU alone; "max-autotune" also measures which
+            kernels are fastest, which takes minutes. The compiling counts as part of the run.
+        matmul_precision: of float32 matrix products: "highest" is float32's; "high" lets a GPU that has TF32
+            round what is multiplied to 10 bits.
+    """
+
+    threads: int | None = Field(None, ge=1)
+    channels_last: bool = False
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    matmul_precision: Literal["highest", "high"] = "highest"
+
+
 class Tuning(Settings):
     """How the values of a run were found, for the record; it changes nothing.
 
@@ -102,7 +121,14 @@ class Tuning(Settings):
     validation_accuracy: float
 
 
-_SECTION_MODELS = {"model": Model, "data": Data, "evaluation": Evaluation, "tuning": Tuning, "seed": Seeds}
+_SECTION_MODELS = {
+    "model": Model,
+    "data": Data,
+    "evaluation": Evaluation,
+    "compute": Compute,
+    "tuning": Tuning,
+    "seed": Seeds,
+}
 
 
 def _named(value: object) -> object:
@@ -150,8 +176,10 @@ class RunConfig(Training):
     seed: Annotated[Seeds, BeforeValidator(_same_seed)] = Seeds()
     data: Data = Data()
     evaluation: Evaluation = Evaluation()
+    compute: Compute = Compute()
     tuning: Tuning | None = None
     acceleration: Literal["exact", "none"] = "exact"
+    clients_per_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     engine: Literal["local"] = "local"
     device: str = Field("auto", validate_default=True)
 
@@ -178,6 +206,10 @@ class RunConfig(Training):
         """Refuse a field that would have no effect in this mode."""
         if self.mode != "federated" and self.proximal_mu:
             raise BadInput(f"proximal_mu: {self.proximal_mu} has no effect in mode {self.mode}; use 0")
+        together = self.clients_per_batch
+        if together not in ("auto", 1) and (self.mode != "federated" or self.acceleration == "none"):
+            why = f"mode {self.mode}" if self.mode != "federated" else "acceleration none"
+            raise BadInput(f"clients_per_batch: {together} has no effect with {why}; use 1 or auto")
         if self.mode == "centralized" and self.participation != 1:
             raise BadInput(f"participation: {self.participation} has no effect in mode centralized; use 1")
         retention = self.evaluation.retention

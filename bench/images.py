@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 KEPT_BYTES = 256 * 2**20
 # Images decoded together to be kept: what is in flight counts on top of what is kept.
 DECODED_AT_ONCE = 256
+
+# Batches decoded while the model computes on the one before them.
+BATCHES_AHEAD = 1
 
 # Pillow lets go of the interpreter while it decodes and resizes, so that threads do run side by side.
 _DECODERS = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="decode")
@@ -47,6 +52,24 @@ class Pixels:
     def _one(self, index: int) -> Tensor:
         return self.preprocess(self.images[index]).to(self.dtype)
 
+    def ahead(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Give the images of each batch of indices in turn, the next being decoded meanwhile.
+
+        No more than `BATCHES_AHEAD` batches are decoded beyond the one given last. An error in decoding is
+        raised in the place of the batch it belongs to. Decoding stops where the caller does.
+        """
+        waiting: deque[list[Future[Tensor]]] = deque()
+        try:
+            for indices in batches:
+                waiting.append([_DECODERS.submit(self._one, index) for index in indices.tolist()])
+                if len(waiting) > BATCHES_AHEAD:
+                    yield _stacked(waiting.popleft())
+            while waiting:
+                yield _stacked(waiting.popleft())
+        finally:
+            for image in chain.from_iterable(waiting):
+                image.cancel()
+
     def kept(self) -> Pixels | Kept:
         """Decode all images into one tensor, for methods that need them every round, if that is small."""
         one = self._one(0)
@@ -68,6 +91,19 @@ class Kept:
         """Give the images at `indices` (n,) as (n, 3, height, width)."""
         return self.pixels[indices]
 
+    def ahead(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Give the images of each batch of indices in turn."""
+        return map(self.__getitem__, batches)
+
     def kept(self) -> Kept:
         """Give itself."""
         return self
+
+
+def _stacked(images: list[Future[Tensor]]) -> Tensor:
+    """Wait for the images of a batch; where one fails, let go of those that have not begun."""
+    try:
+        return torch.stack([image.result() for image in images])
+    finally:
+        for image in images:
+            image.cancel()

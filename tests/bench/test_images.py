@@ -4,6 +4,7 @@ import gc
 import os
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -149,3 +150,100 @@ def test_a_set_of_any_size_takes_no_more_memory_than_a_batch(monkeypatch):
             gc.enable()
     assert images.made == len(images) + 1
     assert images.most <= 16 + os.cpu_count()
+
+
+def batches_of(*sizes):
+    return list(torch.arange(sum(sizes)).split(list(sizes)))
+
+
+class Slow(Counted):
+    """Waits before each image until told to go on; knows how many were begun."""
+
+    def __init__(self):
+        super().__init__(np.concatenate([ARRAY] * 4))
+        self.open = threading.Semaphore(0)
+
+    def __getitem__(self, index):
+        assert self.open.acquire(timeout=30)
+        return super().__getitem__(index)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=6), max_size=6),
+    st.integers(0, 4),
+    st.booleans(),
+)
+def test_batches_decoded_ahead_come_whole_and_in_order(chosen, ahead, kept):
+    source = pixels().kept() if kept else pixels()
+    asked = [torch.tensor(indices) for indices in chosen]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.images, "BATCHES_AHEAD", ahead)
+        given_ahead = list(source.ahead(iter(asked)))
+    assert len(given_ahead) == len(asked)
+    for batch, indices in zip(given_ahead, asked, strict=True):
+        assert torch.equal(batch, source[indices])
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_no_more_is_decoded_ahead_than_the_bound(monkeypatch, ahead):
+    monkeypatch.setattr(bench.images, "BATCHES_AHEAD", ahead)
+    drawn = []
+
+    def indices():
+        for number, batch in enumerate(batches_of(*[2] * 8)):
+            drawn.append(number)
+            yield batch
+
+    for given_so_far, _ in enumerate(pixels_of_many().ahead(indices()), start=1):
+        assert len(drawn) <= given_so_far + ahead
+    assert len(drawn) == 8
+
+
+def pixels_of_many():
+    return Pixels(ArrayImages(np.concatenate([ARRAY] * 4)), preprocess, torch.float32)
+
+
+def test_the_next_batch_is_decoded_while_the_first_is_used():
+    begun = threading.Event()
+
+    class Watched(ArrayImages):
+        def __getitem__(self, index):
+            if index == 2:
+                begun.set()
+            return super().__getitem__(index)
+
+    batches = Pixels(Watched(ARRAY), preprocess, torch.float32).ahead(batches_of(2, 2, 2))
+    next(batches)
+    assert begun.wait(timeout=30)  # nobody has asked for the second batch
+
+
+def test_decoding_stops_where_the_caller_does(monkeypatch):
+    monkeypatch.setattr(bench.images, "_DECODERS", ThreadPoolExecutor(max_workers=2))
+    images = Slow()
+    batches = Pixels(images, preprocess, torch.float32).ahead(batches_of(2, 40))
+    images.open.release(4)  # the first batch, and the next two images
+    next(batches)
+    batches.close()
+    images.open.release(100)
+    bench.images._DECODERS.shutdown(wait=True)
+    assert images.asked <= 2 + 2 + 2  # beyond these only what the two threads had begun
+
+
+def test_an_error_ahead_is_raised_in_its_place_and_ends_the_decoding(monkeypatch):
+    monkeypatch.setattr(bench.images, "_DECODERS", ThreadPoolExecutor(max_workers=2))
+    made = []
+
+    class Broken(ArrayImages):
+        def __getitem__(self, index):
+            if index == 3:
+                raise ValueError("planted")
+            made.append(index)
+            return super().__getitem__(index)
+
+    batches = Pixels(Broken(ARRAY), preprocess, torch.float32).ahead(batches_of(2, 2, 2, 2))
+    assert torch.equal(next(batches), pixels()[torch.arange(2)])
+    with pytest.raises(ValueError, match="planted"):
+        next(batches)
+    assert list(batches) == []
+    bench.images._DECODERS.shutdown(wait=True)
+    assert max(made) <= 5  # the fourth batch was never asked for
