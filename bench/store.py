@@ -411,6 +411,7 @@ def _tidy(path: Path, run: dict[str, Any]) -> dict[str, Any]:
         "status": run["status"],
         "config_hash": run["config_hash"],
         "path": str(path),
+        "features": run.get("features") or {},
         **_hashable(options),
         **dotted,
         **run["summary"],

@@ -14,11 +14,18 @@ from rich.text import Text
 
 from bench.config import label
 from bench.execute import Outcome
-from bench.report.tables import BELOW, Cell, Table, accuracy_table, cells_of, cost_table
+from bench.report.tables import BELOW, Cell, Table, accuracy_table, cells_of, cost_table, deployed_table
 from bench.store import load_results
 
 # what fits on a narrow terminal; the report has the rest
-COSTS = ("payload_bytes", "bytes", "train_seconds", "total_seconds", "peak_memory_bytes")
+COSTS = (
+    "payload_bytes",
+    "train_seconds",
+    "features_once_seconds",
+    "from_nothing_seconds",
+    "peak_memory_bytes",
+)
+BOTH_WAYS = ("round_seconds",)
 
 
 def print_json(outcomes: Sequence[Outcome]) -> None:
@@ -53,7 +60,10 @@ def _print_results(paths: Sequence[Path]) -> None:
         console.rule(f"{task} · {model}", align="left", style="dim")
         for _, part in runs.groupby("shots", dropna=False):  # one table for all would be too wide
             _print(console, accuracy_table(part))
-        _print(console, cost_table(cells_of(runs)[0], only=COSTS))
+        main = cells_of(runs)[0]
+        _print(console, cost_table(main, only=COSTS))
+        if (deployed := deployed_table(main, only=BOTH_WAYS)) is not None:
+            _print(console, deployed)
 
 
 def _print(console: Console, table: Table) -> None:

@@ -23,9 +23,10 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bench.report.names import METHODS, label_runs, shots_label
 from bench.report.statistics import mean_interval
-from bench.report.styles import SETUP_COLOUR, STYLES, Style, drawing, styles_of
+from bench.report.styles import FEATURES_COLOUR, SETUP_COLOUR, STYLES, Style, drawing, styles_of
 from bench.report.tables import zero_shot_reference
 from bench.report.text import bytes_text, digits, keep_brackets_whole
+from bench.report.times import with_times
 
 FULL_WIDTH, COLUMN_WIDTH = 7.0, 3.5  # inches: a page's text, one column of two
 RESOLUTION = 200  # dots per inch
@@ -37,7 +38,13 @@ class NothingToDraw(ValueError):
 
 # Intervals of fewer seeds stand in the tables alone: Student's factor is 12.7 for two, 4.3 for three.
 FEWEST_FOR_INTERVAL = 3
-MOST_IN_A_COLUMN = 6
+# What fits into a figure of a column's width: methods, and letters of their names beside bars.
+MOST_IN_A_COLUMN, LONGEST_IN_A_COLUMN = 6, 20
+# The parts of a set-up, in the order they are stacked: name in the key, and colour.
+_SETUP = {
+    "features_once_seconds": ("features, once", FEATURES_COLOUR),
+    "other_setup_seconds": ("rest of set-up", SETUP_COLOUR),
+}
 # Inches that every figure sets aside for a key; a longer one makes the figure taller.
 _KEY_ROOM = 0.3
 
@@ -73,6 +80,8 @@ def time_bars(
 ) -> Figure:
     """Draw the seconds that training took and, stacked onto them, those of the set-up before the first round.
 
+    The set-up counts features of a frozen tower as computed, whether or not a run found them in the cache.
+
     Args:
         runs: one row a run.
         ax: draw all rows into this one instead of a panel for each split and shots.
@@ -81,7 +90,7 @@ def time_bars(
     Raises:
         NothingToDraw: no run of a trained method has ``train_seconds``.
     """
-    runs = label_runs(runs)
+    runs = with_times(runs)
     trained = runs[runs["method"] != "zero_shot"].dropna(subset=["train_seconds"])
     if trained.empty:
         raise NothingToDraw("no run of a trained method states its training time")
@@ -90,12 +99,15 @@ def time_bars(
         for axes, part in panels.parts:
             table = mean_interval(part, ["method_label"], "train_seconds")
             table["half_width"] = _drawn_half_width(table)
-            setup = mean_interval(part, ["method_label"], "setup_seconds")[["method_label", "mean"]]
-            table = table.merge(setup.rename(columns={"mean": "setup"}), on="method_label", how="left")
+            for name in _SETUP:
+                means = mean_interval(part, ["method_label"], name)[["method_label", "mean"]]
+                table = table.merge(means.rename(columns={"mean": name}), on="method_label", how="left")
             _bars(axes, table, _order(trained), styles or styles_of(runs), digits)
         _fit_bars(panels)
-        key = [Patch(facecolor="#6e6e6e"), Patch(facecolor=SETUP_COLOUR)]
-        panels.finish("Seconds", "", dict(zip(("training, all rounds", "set-up, once"), key, strict=True)))
+        key = {"training, all rounds": Patch(facecolor="#6e6e6e")}
+        known = [name for name in _SETUP if trained[name].notna().any()]
+        key |= {_SETUP[name][0]: Patch(facecolor=_SETUP[name][1]) for name in known}
+        panels.finish("Seconds", "", key)
     return panels.figure
 
 
@@ -233,7 +245,10 @@ def _panels(frame: pd.DataFrame, ax: Axes | None, row_height: float = 2.0, by_sh
     places = _places([key[0] if by_shots and n_splits > 1 else None for key, _ in parts], abreast)
     rows = 1 + max(row for row, _ in places)
     # above a single column a key of many methods would be taller than what it explains
-    narrow = len(parts) == 1 and frame["method_label"].nunique() <= MOST_IN_A_COLUMN
+    labels = frame["method_label"].drop_duplicates().astype(str)
+    narrow = (
+        len(parts) == 1 and len(labels) <= MOST_IN_A_COLUMN and max(map(len, labels)) <= LONGEST_IN_A_COLUMN
+    )
     figure = Figure((COLUMN_WIDTH if narrow else FULL_WIDTH, row_height * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, abreast, sharex=True, sharey=True, squeeze=False)
     drawn = []
@@ -388,14 +403,17 @@ def _bars(
     styles: Mapping[str, Style],
     text: Callable[[float], str],
 ) -> None:
-    """Draw a bar a method with its value beside it; a column ``setup`` is stacked onto it."""
+    """Draw a bar a method with its value beside it; the parts of the set-up, if any, are stacked onto it."""
     for row in table.to_dict("records"):
         label, mean = str(row["method_label"]), float(row["mean"])
         y, style = order.index(label), styles[label]
-        setup, half = (float(np.nan_to_num(row.get(name, 0.0))) for name in ("setup", "half_width"))
+        *parts, half = (float(np.nan_to_num(row.get(name, 0.0))) for name in (*_SETUP, "half_width"))
         axes.barh(y, mean, 0.7, color=style.colour, hatch=style.hatch, edgecolor="white", linewidth=0)
-        if setup:
-            axes.barh(y, setup, 0.7, left=mean, color=SETUP_COLOUR)
+        setup = 0.0
+        for seconds, (_, colour) in zip(parts, _SETUP.values(), strict=True):
+            if seconds:
+                axes.barh(y, seconds, 0.7, left=mean + setup, color=colour)
+            setup += seconds
         if half:
             axes.errorbar(mean, y, xerr=half, fmt="none", ecolor="#222222", elinewidth=0.8, capsize=2)
         shown = f"{text(mean)} + {text(setup)}" if setup else text(mean)

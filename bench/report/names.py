@@ -63,11 +63,16 @@ _SETTINGS = (
     "batch_size",
     "proximal_mu",
     "device",
-    "acceleration",
     "engine",
+    "clients_per_batch",
 )
+# What a run as deployed does otherwise by its nature: no difference between two runs of one method.
+_FOLLOWS_ACCELERATION = ("clients_per_batch",)
 _SETTING_SECTIONS = ("optimizer.", "model.", "data.", "evaluation.")
 _PATHS = ("data.root",)
+
+AS_DEPLOYED = "as deployed"
+_CELL = ["task", "model", "split_label", "shots"]
 
 
 def label_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -75,21 +80,38 @@ def label_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
     Options of a method or split that vary within the set are named in its label, as is any other setting
     (learning rate, clients, device) in which runs of one method and cell differ: only seeds share a label.
+    Where a set has both, runs with acceleration "none" are called so: as deployed.
 
     Args:
         runs: one row a run, with ``task``, ``model``, ``method``, ``split``, ``shots`` and dotted options.
 
     Returns:
-        A renumbered copy with the two columns; the frame itself when it has them already.
+        A renumbered copy with the two columns, and ``twin_label``, the method's without a word on
+        acceleration; the frame itself when it has them already.
     """
     if "method_label" in runs and "split_label" in runs:
         return runs
     runs = runs.reset_index(drop=True)
     if "device" in runs:  # seeds may be spread over the GPUs of one machine
         runs["device"] = runs["device"].str.partition(":")[0]
+    if "clients_per_batch" in runs:  # before results said so, clients were trained one by one
+        runs["clients_per_batch"] = pd.to_numeric(runs["clients_per_batch"]).fillna(1)
     runs["split_label"] = _labels(runs, "split", SPLITS, _shown_of_splits(runs))
-    runs["method_label"] = _labels(runs, "method", METHODS, _shown_of_methods(runs))
+    shown = _shown_of_methods(runs)
+    runs["twin_label"] = _labels(runs, "method", METHODS, shown)
+    if "acceleration" in runs and _varies(runs["acceleration"]):
+        shown = shown.map(lambda columns: [*columns, "acceleration"])
+    runs["method_label"] = _labels(runs, "method", METHODS, shown)
     return runs
+
+
+def without_deployed_twins(runs: pd.DataFrame) -> pd.DataFrame:
+    """Leave out runs as deployed whose accelerated twin is there too: their accuracies are the same."""
+    runs = label_runs(runs)
+    if "acceleration" not in runs:
+        return runs
+    twins = runs.groupby([*_CELL, "twin_label"], dropna=False, observed=True)["acceleration"]
+    return runs[(runs["acceleration"] != "none") | (twins.transform("nunique") == 1)]
 
 
 def label_rounds(rounds: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -119,7 +141,7 @@ def _labels(runs: pd.DataFrame, column: str, names: Mapping[str, str], shown: pd
     for (_, row), columns in zip(runs.iterrows(), shown, strict=True):
         name = str(row[column])
         present = [c for c in columns if not _missing(row[c])]
-        options = ", ".join(_option_text(c, row[c]) for c in present)
+        options = ", ".join(filter(None, (_option_text(c, row[c]) for c in present)))
         labels.append(f"{names.get(name, name)} ({options})" if options else names.get(name, name))
         rank = known.index(name) if name in known else len(known)
         order[labels[-1]] = (rank, name, [_sort_key(row[c]) for c in present])
@@ -143,11 +165,16 @@ def _shown_of_methods(runs: pd.DataFrame) -> pd.Series:
     shown: pd.Series = pd.Series([[]] * len(runs), index=runs.index, dtype=object)
     for _, group in runs.groupby("method"):
         # A split may need settings of its own (a client for each domain): they must differ within a cell.
-        cells = group.groupby(["task", "model", "split_label", "shots"], dropna=False, observed=True)
         columns = [c for c in options if _varies(group[c])]
-        columns += [c for c in settings if any(_varies(cell[c]) for _, cell in cells)]
+        columns += [c for c in settings if _varies_in_a_cell(group, c)]
         shown[group.index] = [columns] * len(group)
     return shown
+
+
+def _varies_in_a_cell(runs: pd.DataFrame, column: str) -> bool:
+    follows = column in _FOLLOWS_ACCELERATION and "acceleration" in runs
+    cells = runs.groupby([*_CELL, *(["acceleration"] if follows else [])], dropna=False, observed=True)
+    return any(_varies(cell[column]) for _, cell in cells)
 
 
 def _varies(values: pd.Series) -> bool:
@@ -170,6 +197,8 @@ def option_value(value: Any) -> str:
 def _option_text(column: str, value: Any) -> str:
     if column in _SHOWN_ALWAYS:
         return _SHOWN_ALWAYS[column].format(option_value(value))
+    if column == "acceleration":
+        return AS_DEPLOYED if value == "none" else ""
     section, _, leaf = column.rpartition(".")
     if leaf == "mode":
         return str(value).replace("_", " ")

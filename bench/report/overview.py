@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report.names import label_runs, option_value, shots_label
+from bench.report.names import AS_DEPLOYED, label_runs, option_value, shots_label
 from bench.report.statistics import t_factor
 from bench.report.tables import ROW, Cell, Table
 from bench.report.text import ABSENT, digits
+from bench.report.times import DEPLOYED_MEANS
 
 _MACHINE = {
     "environment.cpu": "processor {}",
@@ -22,6 +23,18 @@ _MACHINE = {
 }
 
 
+_FEATURES_NOTE = (
+    "Accelerated runs compute the features of a frozen tower once: that time stands apart, under “features, "
+    "once”, and is not in train or round. Total from nothing counts it in full even where a run found its "
+    "features in the cache, so that no method gains by the order of runs; what each run took is listed last. "
+    "The ratio of training times alone favours methods with features; that of the totals does not."
+)
+_DEPLOYED_NOTE = (
+    f"Runs {AS_DEPLOYED} (acceleration “none”) do all that a client without storage would: "
+    f"{DEPLOYED_MEANS}. The work of frozen towers is then within train and round."
+)
+
+
 def overview(runs: pd.DataFrame, left_out: pd.DataFrame) -> str:
     """Say in one paragraph what was run, how often and on what.
 
@@ -30,7 +43,7 @@ def overview(runs: pd.DataFrame, left_out: pd.DataFrame) -> str:
         left_out: the others.
     """
     shots = [shots_label(s) for s in sorted(runs["shots"].drop_duplicates(), key=_few_last)]
-    n_methods, n_splits = runs["method_label"].nunique(), runs["split_label"].nunique()
+    n_methods, n_splits = runs["twin_label"].nunique(), runs["split_label"].nunique()
     sentences = [
         f"{_count(len(runs), 'complete run')} of {_count(n_methods, 'method')} on "
         f"{_count(runs['task'].nunique(), 'task')} ({_join(runs['task'])}) with "
@@ -86,7 +99,7 @@ def run_table(results: pd.DataFrame, results_dir: Path | None) -> Table:
         "Seed": [str(seed) for seed in runs["seed"]],
         "Status": [str(status) for status in runs["status"]],
         "Accuracy (%)": [ABSENT if pd.isna(a) else f"{100 * a:.1f}" for a in runs["accuracy"]],
-        "Total (s)": [ABSENT if pd.isna(s) else digits(s) for s in runs["total_seconds"]],
+        "Took (s)": [ABSENT if pd.isna(s) else digits(s) for s in runs["total_seconds"]],
         "Hash": [str(key) for key in runs["config_hash"]],
         "File": [_relative(path, results_dir) for path in runs["path"]],
     }
@@ -113,30 +126,34 @@ def _interval_note(counts: list[int]) -> str:
 
 
 def _seconds_notes(runs: pd.DataFrame) -> list[str]:
-    texts = [
-        "Train is the time of local training, over all clients and rounds, one client after another on one "
-        "machine; round is the mean time of a round from sending to evaluation; set-up is what comes before "
-        "the first round (loading, zero-shot evaluation, features or decoded images); total is the whole run."
-    ]
     modes = set(runs["acceleration"].dropna()) if "acceleration" in runs else set()
-    if "exact" in modes:
-        texts.append(
-            "Runs with acceleration “exact” compute the features of a frozen tower once, before the first "
-            "round: that time is in set-up and not in train. The ratio of training times alone favours such "
-            "methods; that of the totals does not."
-        )
-    if "none" in modes:
-        texts.append(
-            "Runs with acceleration “none” repeat the work of frozen towers in every round, within train."
-        )
-    return texts
+    return [
+        f"Train is the time of local training, over all clients and rounds, {_trained(runs)} on one machine; "
+        "round is the mean time of a round from sending to evaluation; set-up is what comes before the first "
+        "round (loading, zero-shot evaluation, features or decoded images); total is the whole run.",
+        *([_FEATURES_NOTE + _cache_text(runs)] if "exact" in modes else []),
+        *([_DEPLOYED_NOTE] if "none" in modes else []),
+    ]
+
+
+def _trained(runs: pd.DataFrame) -> str:
+    """Say how many clients were trained together."""
+    most = runs["clients_per_batch"].max() if "clients_per_batch" in runs else 1
+    return f"up to {most:.0f} clients together" if most > 1 else "one client after another"
+
+
+def _cache_text(runs: pd.DataFrame) -> str:
+    """Say how many runs found features in the cache."""
+    if "features.from_cache" not in runs or not (found := int((runs["features.from_cache"] > 0).sum())):
+        return ""
+    return f" {_count(found, 'run')} of {len(runs)} read features from the cache of an earlier run."
 
 
 def _settings_note(runs: pd.DataFrame) -> str:
     """Say what each method was run with, as methods need not share an optimiser."""
     columns = [c for c in runs.columns if c.startswith(("method.", "optimizer."))]
     texts = []
-    for name, group in runs.groupby("method_label", observed=True):
+    for name, group in runs.groupby("twin_label", observed=True):
         if (group["method"] == "zero_shot").all():
             continue
         values = {c: [v for v in group[c].map(option_value).unique() if v] for c in columns}

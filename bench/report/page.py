@@ -15,11 +15,21 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bench.report import figures
-from bench.report.names import label_rounds, label_runs, shots_label
+from bench.report.names import AS_DEPLOYED, label_rounds, label_runs, shots_label, without_deployed_twins
 from bench.report.overview import notes, overview, run_table
 from bench.report.styles import Style, styles_of
-from bench.report.tables import ROW, Table, accuracy_table, beyond_table, cells_of, cost_table, environment
+from bench.report.tables import (
+    ROW,
+    Table,
+    accuracy_table,
+    beyond_table,
+    cells_of,
+    cost_table,
+    deployed_table,
+    environment,
+)
 from bench.report.text import n_text, slug
+from bench.report.times import which_time_in_short
 from bench.store import load_results, load_rounds
 from flora.errors import BadInput
 
@@ -50,6 +60,7 @@ class Section:
     model: str
     accuracy: Table
     cost: Table
+    deployed: list[Table]
     other_costs: list[Table]
     beyond: list[Table]
     accuracy_figures: list[Drawn] = field(default_factory=list)
@@ -59,7 +70,7 @@ class Section:
     @property
     def tables(self) -> list[Table]:
         """In the order of the page."""
-        return [self.accuracy, *self.beyond, self.cost, *self.other_costs]
+        return [self.accuracy, *self.beyond, self.cost, *self.deployed, *self.other_costs]
 
     @property
     def drawn(self) -> list[Drawn]:
@@ -124,7 +135,8 @@ def _sections(runs: pd.DataFrame, rounds: pd.DataFrame) -> list[Section]:
         cells = cells_of(part)
         costs = [cost_table(cell) for cell in cells]
         beyond = [table for cell in cells if (table := beyond_table(cell)) is not None]
-        section = Section(str(task), str(model), accuracy_table(part), costs[0], costs[1:], beyond)
+        deployed = [table for cell in cells if (table := deployed_table(cell)) is not None]
+        section = Section(str(task), str(model), accuracy_table(part), costs[0], deployed, costs[1:], beyond)
         _draw(section, part, its_rounds, styles)
         made.append(section)
     return made
@@ -136,9 +148,12 @@ def _draw(section: Section, runs: pd.DataFrame, rounds: pd.DataFrame, styles: di
     some = levels if len(levels) <= _LEVELS_DRAWN else [levels[0], levels[-1]]
     omitted = "" if len(levels) <= _LEVELS_DRAWN else " Other numbers of shots: see the curves over shots."
     main = runs[_at(runs, levels[:1])]
-    rounds, trained = rounds[_at(rounds, some)], runs[runs["method"] != "zero_shot"]
+    curves = without_deployed_twins(runs)  # their curves would lie on one another
+    twins = f" Runs {AS_DEPLOYED}: see the tables." if len(curves) < len(runs) else ""
+    rounds = rounds[_at(rounds, some) & rounds["config_hash"].isin(curves["config_hash"])]
+    trained = curves[curves["method"] != "zero_shot"]
     zero = " Dashed: zero-shot." if "zero_shot_accuracy" in runs else ""
-    band = _interval_text(trained, "band") + zero + omitted
+    band = _interval_text(trained, "band") + zero + omitted + twins
     bar = _interval_text(main, "whisker") + (
         f" Runs with {shots_label(levels[0])}." if len(levels) > 1 else ""
     )
@@ -148,14 +163,15 @@ def _draw(section: Section, runs: pd.DataFrame, rounds: pd.DataFrame, styles: di
         (
             "shots",
             figures.few_shot_curves,
-            runs,
-            f"Test accuracy after the last round by shots. {_interval_text(trained, 'band')}{zero}",
+            curves,
+            f"Test accuracy after the last round by shots. {_interval_text(trained, 'band')}{zero}{twins}",
         ),
         (
             "time",
             figures.time_bars,
             main,
-            f"Training time, and the set-up before it (loading, zero-shot, features). {bar}",
+            f"Training time{which_time_in_short(main)} and, behind the +, all set-up before it, features "
+            f"counted as computed. {bar}",
         ),
         ("memory", figures.memory_bars, main, f"Peak memory. {bar}"),
     ]

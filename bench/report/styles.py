@@ -66,7 +66,7 @@ STYLES = {
     "layernorm_tuning": Style("#999933", "<", (0, (3, 1, 1, 1, 1, 1)), "---"),
     "bitfit": Style("#332288", "X", (0, (8, 2, 1, 2)), "|||"),
 }
-SETUP_COLOUR = "#c9c9c9"
+FEATURES_COLOUR, SETUP_COLOUR = "#f0e442", "#c9c9c9"
 _OTHER_COLOURS = ("#000000", "#44aa99", "#aa4499", "#b8a800", "#8b5a2b", "#117733", "#cc6677")
 _OTHER_MARKERS = (">", "*", "p", "d", "H", "8", "v", "P", "X", "<", "h")
 _OTHER_LINES: tuple[Any, ...] = ("--", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (2, 2)))

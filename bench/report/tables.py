@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pandas as pd
 from bench.report.names import METHODS, label_runs, shots_label
 from bench.report.statistics import mean_interval, ratio_to
 from bench.report.text import ABSENT, bytes_text, digits, escape_markdown, keep_brackets_whole, n_text, slug
+from bench.report.times import DEPLOYED_MEANS, which_time, with_times
 
 BELOW = "▼"
 # Zero-shot accuracies of one model further apart than this were measured on different images.
@@ -23,12 +24,20 @@ ROW = [*CELL, "method_label"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A measured cost: the summary column, its heading, and how a value is written."""
+    """A measured cost: its column, its heading, how a value is written, and whether it has a ratio."""
 
     column: str
     heading: str
     text: Callable[[float], str]
+    compared: bool = True
 
+
+# In what a method as deployed is set beside itself accelerated.
+DEPLOYED = (
+    Quantity("round_seconds", "Round (s)", digits),
+    Quantity("from_nothing_seconds", "Total from nothing (s)", digits),
+    Quantity("accuracy", "Accuracy (%)", lambda value: f"{100 * value:.1f}", compared=False),
+)
 
 # What a run may be evaluated on besides its test images, by summary column.
 BEYOND = {
@@ -187,10 +196,10 @@ def cost_frame(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row a task, model, split, shots and method: ``n`` and, for each measured quantity q (bytes,
-        seconds, parameters), ``q``, ``q_half_width`` and ``q_times_less`` (full fine-tuning / this method,
-        both accelerated or both not).
+        seconds, parameters; for ``from_nothing_seconds`` and the like see ``times.with_times``), ``q``,
+        ``q_half_width`` and ``q_times_less`` (full fine-tuning / this method, both accelerated or both not).
     """
-    runs = label_runs(runs).assign(bytes=lambda frame: frame["bytes_up"] + frame["bytes_down"])
+    runs = _with_derived(runs)
     compared = [*CELL, *(["acceleration"] if "acceleration" in runs else [])]
     by = [*compared, "method_label", "method"]
     table = runs.groupby(by, dropna=False, observed=True).size().rename("n").reset_index()
@@ -203,7 +212,8 @@ def cost_frame(runs: pd.DataFrame) -> pd.DataFrame:
             columns={"mean": name, "half_width": f"{name}_half_width"}
         )
         table = table.merge(means[[*by, name, f"{name}_half_width"]], on=by, how="left")
-        table[f"{name}_times_less"] = ratio_to(table, compared, reference, name)
+        if quantity.compared:
+            table[f"{name}_times_less"] = ratio_to(table, compared, reference, name)
     return table
 
 
@@ -212,29 +222,89 @@ def cost_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table:
 
     ``only`` names the quantities to show, by their columns, where that should not be all.
 
-    Where full fine-tuning ran too, each entry says in brackets how many times less it is.
+    Where full fine-tuning ran too, each entry says in brackets how many times less it is. The caption says
+    which time the seconds are.
     """
-    runs = label_runs(runs)
+    runs = _with_derived(runs)
     table = cost_frame(runs)
     quantities = [q for q in _quantities(runs) if not only or q.column in only]
     rows = [
         (str(row["method_label"]), [_cost_cell(row, quantity) for quantity in quantities])
         for _, row in table.iterrows()
     ]
-    where = f"{runs['split_label'].iloc[0]}, {shots_label(runs['shots'].iloc[0])}"
+    where = _where(runs)
     full = table.loc[table["method"] == "full_finetune", "method_label"]
     mixed = "acceleration" in table and table["acceleration"].nunique() > 1
     name = f"{METHODS['full_finetune']}, accelerated alike" if mixed else "".join(full[:1])
     compares = len(full) > 0 and len(table) > 1
-    ratio = f" In brackets: how many times less than {name} (below 1: more)." if compares else ""
+    ratio = f"In brackets: how many times less than {name} (below 1: more)." if compares else ""
+    times = which_time(runs)
     return Table(
         name=f"cost-{_slug(runs)}-{slug(where)}",
-        caption=f"Cost of a run ({where}), {n_text(table['n'])}.{ratio}",
+        caption=" ".join(filter(None, (f"Cost of a run ({where}), {n_text(table['n'])}.", times, ratio))),
         groups=[],
         columns=["Method", *(quantity.heading for quantity in quantities)],
         rows=rows,
         data=table,
     )
+
+
+def deployed_frame(runs: pd.DataFrame) -> pd.DataFrame:
+    """What each method gives and costs as deployed and accelerated, over the seeds that ran both ways.
+
+    Returns:
+        One row a task, model, split, shots and method: for each quantity q of ``DEPLOYED``, ``q_deployed``
+        and ``q_accelerated`` (means), and ``q_ratio`` (the first / the second). No rows where no method
+        ran both ways.
+    """
+    runs, by = _with_derived(runs), [*CELL, "twin_label"]
+    if "acceleration" not in runs:
+        return pd.DataFrame(columns=by)
+    both = runs.groupby([*by, "seed"], dropna=False, observed=True)["acceleration"].transform("nunique") > 1
+    table = runs.loc[both, by].drop_duplicates().sort_values(by, ignore_index=True)
+    for name in (quantity.column for quantity in DEPLOYED):
+        for mode, word in (("none", "deployed"), ("exact", "accelerated")):
+            means = mean_interval(runs[both & (runs["acceleration"] == mode)], by, name)
+            means = means.rename(columns={"mean": f"{name}_{word}"})[[*by, f"{name}_{word}"]]
+            table = table.merge(means, on=by, how="left")
+        accelerated = table[f"{name}_accelerated"]
+        table[f"{name}_ratio"] = table[f"{name}_deployed"] / accelerated.where(accelerated > 0)
+    return table
+
+
+def deployed_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table | None:
+    """Set each method as deployed beside itself accelerated; for the runs of one task, model, split, shots.
+
+    ``only`` names the quantities to show, as in ``cost_table``. None where no method ran both ways.
+    """
+    shown = [q for q in DEPLOYED if not only or q.column in only]
+    table = deployed_frame(runs)
+    if table.empty:
+        return None
+    where = _where(table)
+    table = table.dropna(subset=[f"{q.column}_ratio" for q in shown if q.compared], how="all")
+    parts = {q: ["deployed", "accelerated", *(["ratio"] if q.compared else [])] for q in shown}
+    rows = [
+        (row["twin_label"], [_deployed_cell(row, q, part) for q, names in parts.items() for part in names])
+        for row in table.to_dict("records")
+    ]
+    words = {"deployed": "As deployed", "accelerated": "Accelerated", "ratio": "Ratio"}
+    return Table(
+        name=f"deployed-{_slug(table)}-{slug(where)}",
+        caption=f"As deployed and accelerated, over the seeds that ran both ways ({where}). As deployed is "
+        f"{DEPLOYED_MEANS}; the ratio says how many times more that takes.",
+        groups=[(quantity.heading, len(names)) for quantity, names in parts.items()],
+        columns=["Method", *(words[name] for names in parts.values() for name in names)],
+        rows=rows,
+        data=table,
+    )
+
+
+def _deployed_cell(row: Mapping[Any, Any], quantity: Quantity, part: str) -> Cell:
+    value = row[f"{quantity.column}_{part}"]
+    if pd.isna(value):
+        return Cell(ABSENT)
+    return Cell(f"{digits(value)}×" if part == "ratio" else quantity.text(value))
 
 
 def beyond_table(runs: pd.DataFrame) -> Table | None:
@@ -253,7 +323,7 @@ def beyond_table(runs: pd.DataFrame) -> Table | None:
         (str(row.method_label), row.quantity): Cell(_percent(row.mean, row.half_width)) for row in rows
     }
     methods = runs["method_label"].cat.remove_unused_categories().cat.categories
-    where = f"{runs['split_label'].iloc[0]}, {shots_label(runs['shots'].iloc[0])}"
+    where = _where(runs)
     n = runs.groupby(ROW, dropna=False, observed=True).size()
     interval = " ± half width of the 95 % t-interval" if data["half_width"].notna().any() else ""
     return Table(
@@ -280,26 +350,35 @@ def cells_of(runs: pd.DataFrame) -> list[pd.DataFrame]:
     )
 
 
+def _where(runs: pd.DataFrame) -> str:
+    return f"{runs['split_label'].iloc[0]}, {shots_label(runs['shots'].iloc[0])}"
+
+
 def _slug(runs: pd.DataFrame) -> str:
     return slug(f"{runs['task'].iloc[0]} {runs['model'].iloc[0]}")
 
 
+def _with_derived(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs, labelled, with the bytes of both directions and the times that a cache does not change."""
+    return with_times(runs).assign(bytes=lambda frame: frame["bytes_up"] + frame["bytes_down"])
+
+
 def _quantities(runs: pd.DataFrame) -> list[Quantity]:
-    """The costs that the runs measured; GPU memory only where there was a GPU."""
+    """The costs that the runs measured; GPU memory only where there was a GPU, groups only of clients."""
     known = [
         Quantity("trainable_parameters", "Trainable parameters", "{:,.0f}".format),
         Quantity("payload_bytes", "Payload", bytes_text),
         Quantity("bytes", "Sent, up + down", bytes_text),
         Quantity("train_seconds", "Train (s)", digits),
+        Quantity("features_once_seconds", "Features, once (s)", digits, compared=False),
+        Quantity("from_nothing_seconds", "Total from nothing (s)", digits),
         Quantity("round_seconds", "Round (s)", digits),
-        Quantity("setup_seconds", "Set-up (s)", digits),
-        Quantity("features_seconds", "of it features (s)", digits),
-        Quantity("total_seconds", "Total (s)", digits),
         Quantity("peak_memory_bytes", "Peak memory", bytes_text),
         Quantity("peak_gpu_memory_bytes", "Peak GPU memory", bytes_text),
     ]
-    measured = runs.assign(bytes=runs["bytes_up"] + runs["bytes_down"])
-    return [q for q in known if q.column in measured and measured[q.column].notna().any()]
+    if "clients_per_batch" in runs and (runs["clients_per_batch"] > 1).any():
+        known.append(Quantity("clients_per_batch", "Clients at once", "{:.0f}".format, compared=False))
+    return [q for q in known if q.column in runs and runs[q.column].notna().any()]
 
 
 def _accuracy_cell(row: Any) -> Cell:
@@ -313,7 +392,7 @@ def _percent(mean: float, half_width: float) -> str:
 
 
 def _cost_cell(row: pd.Series, quantity: Quantity) -> Cell:
-    value, ratio = row[quantity.column], row[f"{quantity.column}_times_less"]
+    value, ratio = row[quantity.column], row.get(f"{quantity.column}_times_less", float("nan"))
     if pd.isna(value):
         return Cell(ABSENT)
     noted = not pd.isna(ratio) and row["method"] not in ("full_finetune", "zero_shot")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from bench.catalogue import method_modules
 from bench.report import figures, page
-from bench.report.names import METHODS, label_rounds, label_runs, shots_label
+from bench.report.names import METHODS, label_rounds, label_runs, shots_label, without_deployed_twins
 from bench.report.overview import notes, overview
 from bench.report.statistics import mean_interval, ratio_to, t_factor
 from bench.report.styles import STYLES, styles_of
@@ -29,9 +29,12 @@ from bench.report.tables import (
     beyond_table,
     cost_frame,
     cost_table,
+    deployed_frame,
+    deployed_table,
     zero_shot_reference,
 )
 from bench.report.text import bytes_text, digits, escape_markdown, n_text, slug
+from bench.report.times import with_times
 from flora.errors import BadInput
 
 LEVEL = {
@@ -103,7 +106,10 @@ def make_run(method="flora", split="iid", shots=pd.NA, seed=0, rounds=10, **fiel
     } | fields
     path = "/".join(
         str(run[c])
-        for c in ("task", "model", "method", "split", "shots", "seed", "method.rank", "split.beta")
+        for c in (
+            *("task", "model", "method", "split", "shots", "seed", "acceleration"),
+            *("method.rank", "split.beta"),
+        )
     )
     run["config_hash"] = hashlib.sha256(path.encode()).hexdigest()[:12]
     run["path"] = f"results/{run['task']}/{method}/{run['config_hash']}/run.json"
@@ -411,17 +417,17 @@ def test_zero_shot_reference_is_that_of_its_own_cell():
 
 def test_cost_ratios_say_how_many_times_less_than_full_fine_tuning():
     runs = make_runs(
-        make_run("full_finetune", train_seconds=347.2, peak_memory_bytes=2.47e9, setup_seconds=0.0),
+        make_run("full_finetune", train_seconds=347.2, peak_memory_bytes=2.47e9, total_seconds=0.0),
         make_run("flora", train_seconds=10.0, peak_memory_bytes=1e9),
     )
     row = cost_frame(runs).set_index("method").loc["flora"]
     assert row["train_seconds_times_less"] == pytest.approx(34.72)
     assert row["peak_memory_bytes_times_less"] == pytest.approx(2.47)
     assert row["trainable_parameters_times_less"] == pytest.approx(151_277_313 / 24_576)
-    assert np.isnan(row["setup_seconds_times_less"])
+    assert np.isnan(row["from_nothing_seconds_times_less"])
     cells = dict(zip(cost_table(runs).columns[1:], dict(cost_table(runs).rows)["FLoRA"], strict=True))
     assert (cells["Train (s)"].text, cells["Train (s)"].note) == ("10.0", "34.7×")
-    assert (cells["Payload"].text, cells["Set-up (s)"].note) == ("98.3 kB", "")
+    assert (cells["Payload"].text, cells["Total from nothing (s)"].note) == ("98.3 kB", "")
 
 
 def test_costs_are_compared_with_full_fine_tuning_that_is_accelerated_alike():
@@ -433,6 +439,122 @@ def test_costs_are_compared_with_full_fine_tuning_that_is_accelerated_alike():
     assert table["flora", "none"] == 5.0
     assert table["full_finetune", "none"] == 1.0
     assert "accelerated alike" in cost_table(make_runs(*rows)).caption
+
+
+COLD = {"setup_seconds": 12.5, "features_seconds": 12.0, "extraction_seconds": 12.0, "total_seconds": 32.0}
+WARM = {"setup_seconds": 1.0, "features_seconds": 0.5, "extraction_seconds": 12.0, "total_seconds": 20.5}
+FORMER = {"setup_seconds": 12.5, "features_seconds": 12.0, "total_seconds": 32.0}
+UNKEPT = {"setup_seconds": 0.5, "features_seconds": 0.0, "extraction_seconds": None, "total_seconds": 20.0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (COLD, (12.0, 0.5, 32.0)),
+        (WARM, (12.0, 0.5, 32.0)),
+        (FORMER, (12.0, 0.5, 32.0)),
+        (UNKEPT, (None, 0.5, 20.0)),
+    ],
+    ids=["cold", "warm", "former", "nothing kept"],
+)
+def test_costs_are_as_from_an_empty_cache(seconds, expected):
+    runs = make_runs(make_run(**seconds))
+    row = with_times(runs).iloc[0]
+    found = [row[f"{name}_seconds"] for name in ("features_once", "other_setup", "from_nothing")]
+    np.testing.assert_array_equal(found, np.array(expected, float))
+    assert ("Features, once (s)" in cost_table(runs).columns) == (expected[0] is not None)
+
+
+def test_a_warm_cache_flatters_no_method():
+    rows = [make_run("full_finetune", **UNKEPT | {"total_seconds": 64.0})]
+    rows += [make_run("flora", seed=0, **COLD), make_run("flora", seed=1, **WARM)]
+    flora = cost_frame(make_runs(*rows)).set_index("method").loc["flora"]
+    assert flora["from_nothing_seconds_times_less"] == 2.0
+    assert flora["from_nothing_seconds_half_width"] == 0.0
+
+
+def test_results_of_a_time_before_acceleration_was_stated_are_read():
+    runs = make_runs(make_run()).drop(columns="acceleration")
+    assert "Seconds" not in cost_table(runs).caption
+    assert deployed_table(runs) is None
+    assert list(without_deployed_twins(runs)["method"]) == ["flora"]
+    assert label_runs(runs)["method_label"].tolist() == ["FLoRA"]
+
+
+def both_ways(*methods, seeds=(0,)):
+    """Runs as deployed, ten times as slow, beside accelerated ones."""
+    slow = {"round_seconds": 10.0, "total_seconds": 120.0}
+    fast = {"round_seconds": 1.0, "total_seconds": 30.0, "clients_per_batch": 4}
+    return [
+        make_run(method, seed=seed, acceleration=mode, **(slow if mode == "none" else fast))
+        for method in methods
+        for seed in seeds
+        for mode in ("exact", "none")
+    ]
+
+
+def test_runs_as_deployed_are_called_so_beside_accelerated_ones_and_only_there():
+    runs = label_runs(make_runs(*both_ways("flora"), make_run("linear_probe")))
+    assert list(runs["method_label"].cat.categories) == ["Linear probe", "FLoRA", "FLoRA (as deployed)"]
+    alone = label_runs(make_runs(make_run(acceleration="none")))
+    assert list(alone["method_label"]) == ["FLoRA"]
+    other = label_runs(make_runs(make_run(), make_run("full_finetune", acceleration="none")))
+    assert set(other["method_label"]) == {"FLoRA", "Full fine-tuning (as deployed)"}
+
+
+def test_a_method_run_both_ways_stands_beside_itself_with_the_ratio():
+    table = deployed_table(make_runs(*both_ways("flora", "full_finetune"), make_run("linear_probe")))
+    assert [name for name, _ in table.rows] == ["Full fine-tuning", "FLoRA"]
+    headings = dict(zip(table.headings[1:], dict(table.rows)["FLoRA"], strict=True))
+    shown = {
+        heading: cell.text for heading, cell in headings.items() if "Round" in heading or "Total" in heading
+    }
+    assert shown == {
+        "As deployed, Round (s)": "10.0",
+        "Accelerated, Round (s)": "1.00",
+        "Ratio, Round (s)": "10.0×",
+        "As deployed, Total from nothing (s)": "120",
+        "Accelerated, Total from nothing (s)": "30.0",
+        "Ratio, Total from nothing (s)": "4.00×",
+    }
+
+
+def test_both_ways_are_compared_over_the_seeds_they_share():
+    rows = [*both_ways("flora"), make_run(seed=1, round_seconds=5.0, clients_per_batch=4)]
+    frame = deployed_frame(make_runs(*rows))
+    assert frame["round_seconds_accelerated"].tolist() == [1.0]
+    assert deployed_table(make_runs(make_run(), make_run(seed=1, acceleration="none"))) is None
+
+
+def test_variants_of_a_method_are_compared_each_with_itself():
+    rows = [
+        make_run(acceleration=mode, round_seconds=seconds * rank, **{"method.rank": float(rank)})
+        for mode, seconds in (("exact", 1.0), ("none", 8.0))
+        for rank in (2, 4)
+    ]
+    frame = deployed_frame(make_runs(*rows)).set_index("twin_label")
+    assert frame["round_seconds_ratio"].to_dict() == {"FLoRA (rank 2)": 8.0, "FLoRA (rank 4)": 8.0}
+    labels = label_runs(make_runs(*rows))["method_label"]
+    assert "FLoRA (rank 4, as deployed)" in set(labels)
+
+
+def test_captions_say_which_time_they_show():
+    accelerated, deployed = (make_run(acceleration=mode) for mode in ("exact", "none"))
+    captions = [
+        cost_table(make_runs(*rows)).caption for rows in ([accelerated], [deployed], [accelerated, deployed])
+    ]
+    assert ["of the simulation, accelerated" in caption for caption in captions] == [True, False, True]
+    assert ["as deployed" in caption for caption in captions] == [False, True, True]
+
+
+def test_clients_trained_together_are_told_and_not_compared():
+    rows = [make_run("full_finetune", clients_per_batch=1), make_run("flora", clients_per_batch=10)]
+    cells = dict(cost_table(make_runs(*rows)).rows)
+    assert [cells[name][-1].text for name in ("Full fine-tuning", "FLoRA")] == ["1", "10"]
+    assert cells["FLoRA"][-1].note == ""
+    assert "Clients at once" not in cost_table(make_runs(make_run(clients_per_batch=1))).columns
+    apart = label_runs(make_runs(make_run(clients_per_batch=1), make_run(clients_per_batch=8)))
+    assert set(apart["method_label"]) == {"FLoRA (clients per batch 1)", "FLoRA (clients per batch 8)"}
 
 
 def test_cost_without_full_fine_tuning_has_no_ratio():
@@ -598,6 +720,15 @@ def test_time_needs_a_trained_method_and_bars_state_training_and_set_up():
     axes = figures.time_bars(make_runs(make_run(train_seconds=30.0, setup_seconds=12.5))).axes[0]
     assert [patch.get_width() for patch in axes.patches] == [30.0, 12.5]
     assert [note.get_text() for note in axes.texts] == ["30.0 + 12.5"]
+
+
+@pytest.mark.parametrize("seconds", [COLD, WARM], ids=["cold", "warm"])
+def test_bars_count_features_as_computed(seconds):
+    figure = figures.time_bars(make_runs(make_run(train_seconds=30.0, **seconds)))
+    assert [patch.get_width() for patch in figure.axes[0].patches] == [30.0, 12.0, 0.5]
+    assert [note.get_text() for note in figure.axes[0].texts] == ["30.0 + 12.5"]
+    names = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert names == ["training, all rounds", "features, once", "rest of set-up"]
 
 
 def test_memory_is_that_of_the_gpu_where_all_ran_on_one():
@@ -790,8 +921,40 @@ def test_overview_of_seeds_of_two_kinds_and_machines():
     assert any("more than one kind of machine" in note for note in notes(runs))
 
 
-def test_notes_say_what_seconds_leave_out():
+def test_notes_say_which_time_is_shown():
     exact, none = (label_runs(make_runs(make_run(acceleration=mode))) for mode in ("exact", "none"))
-    assert any("that time is in set-up and not in train" in note for note in notes(exact))
-    assert not any("not in train" in note for note in notes(none))
+    assert any("that time stands apart" in note for note in notes(exact))
+    assert not any("stands apart" in note for note in notes(none))
+    assert any("all that a client without storage would" in note for note in notes(none))
     assert notes(exact)[0].startswith("Every entry is one run")
+
+
+def test_notes_say_what_came_from_the_cache_and_how_many_clients_were_together():
+    rows = [make_run(**{"features.from_cache": 100.0, "clients_per_batch": 8.0}), make_run("linear_probe")]
+    told = " ".join(notes(label_runs(make_runs(*rows))))
+    assert "1 run of 2 read features from the cache" in told
+    assert "up to 8 clients together" in told
+    plain = " ".join(notes(label_runs(make_runs(make_run(**{"features.from_cache": 0.0})))))
+    assert "read features" not in plain
+    assert "one client after another" in plain
+
+
+def test_curves_of_runs_both_ways_are_drawn_once(tmp_path, monkeypatch):
+    drawn = {}
+
+    def draw(kind):
+        def noted(frame, **_):
+            drawn[kind] = set(frame["method_label"])
+            return Figure()
+
+        return noted
+
+    for kind in ("accuracy_over_rounds", "time_bars"):
+        monkeypatch.setattr(figures, kind, draw(kind))
+    rows = both_ways("flora")
+    rounds = pd.DataFrame([record for row in rows for record in make_rounds(row)]).astype({"shots": "Int64"})
+    page.write_report(make_runs(*rows), rounds, tmp_path)
+    assert drawn == {"accuracy_over_rounds": {"FLoRA"}, "time_bars": {"FLoRA", "FLoRA (as deployed)"}}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Runs as deployed: see the tables." in text
+    assert "10.0×" in text
