@@ -19,6 +19,8 @@ from flora.events import Listener
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flora.cache import FeatureCache
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -58,6 +60,7 @@ def run_matrix(
     fresh: bool = False,
     watcher: Watcher | None = None,
     weights: str = "small",
+    cache: FeatureCache | None = None,
 ) -> Iterator[Outcome]:
     """Run the cells that have no result in `results`, yielding what became of each cell, in order.
 
@@ -67,6 +70,7 @@ def run_matrix(
         fresh: run cells that have a result, too, and replace it.
         watcher: told of the progress.
         weights: which trained tensors to keep, of `bench.store.WEIGHTS_KEPT_BYTES`.
+        cache: where what frozen towers give is kept from cell to cell and run to run; None for nowhere.
 
     Raises:
         BadInput: before anything runs, if `results` cannot be written or a stored result of these cells
@@ -89,7 +93,7 @@ def run_matrix(
             yield Outcome(config, "kept", path, kept[path])
         else:
             watcher.cell_started(config)
-            outcome = _run(config, path, watcher, weights)
+            outcome = _run(config, path, watcher, weights, cache)
             watcher.cell_ended(outcome)
             yield outcome
 
@@ -161,12 +165,14 @@ def _warm_up(device: str) -> None:
 def _inputs(config: RunConfig) -> str:
     """Put into one string what a cell's task, split and model depend on; methods and most seeds share it."""
     fields = config.model_dump(
-        mode="json", include={"task", "data", "split", "clients", "model", "evaluation"}
+        mode="json", include={"task", "data", "split", "clients", "model", "evaluation", "compute", "device"}
     )
     return json.dumps({**fields, "seed": config.seed.split}, sort_keys=True)
 
 
-def _run(config: RunConfig, path: Path, watcher: Watcher, weights: str) -> Outcome:
+def _run(
+    config: RunConfig, path: Path, watcher: Watcher, weights: str, cache: FeatureCache | None
+) -> Outcome:
     """Run one cell; whatever goes wrong in it stays in it."""
     from bench.run import run_cell
 
@@ -174,7 +180,7 @@ def _run(config: RunConfig, path: Path, watcher: Watcher, weights: str) -> Outco
     trained: dict[str, Tensor] = {}
     try:
         with interruptible():
-            result = run_cell(config, [watcher], trained.update)
+            result = run_cell(config, [watcher], trained.update, cache)
             result["weights"] = store.save_weights(path, trained, weights)
             store.save_run(path, result)
     except BadInput as error:

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from bench.compute import check as check_compute
 from bench.config import PRECOMPUTED, Data, RunConfig
 from bench.images import Kept, Pixels
 from bench.models import LoadedModel, check_name, fetch_model, load_model, model_fingerprint
@@ -115,8 +116,9 @@ def check(config: RunConfig) -> None:
     """Find out, without training or downloading anything, whether the cell's task and split can be had.
 
     Raises:
-        BadInput: they cannot.
+        BadInput: they cannot, or the machine cannot compute as asked.
     """
+    check_compute(config.compute, config.device)
     if config.model.name != PRECOMPUTED:
         check_name(config.model.name)
     prepared = _kept_task(config.task, config.data, config.seed.split)

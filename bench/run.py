@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -12,21 +12,25 @@ from torch import Tensor
 
 from baselines.zero_shot import ZeroShot, ZeroShotOptions
 from bench.catalogue import load_method
+from bench.compute import applied, configured
 from bench.config import PRECOMPUTED, RunConfig
 from bench.device import deterministic
+from bench.frozen import FrozenFeatures, kind_of_rows
 from bench.inputs import Inputs, Suite, load_inputs
 from bench.measure.clock import Clock
 from bench.measure.environment import describe
 from bench.measure.memory import Memory
 from bench.measure.traffic import Traffic
 from bench.splits import Split
+from flora.cache import FeatureCache
 from flora.errors import BadInput
 from flora.events import Events, Listener, RoundRecord
 from flora.features import Samples
-from flora.federation import EVALUATION_BATCH, Federation, evaluate
+from flora.federation import Federation, evaluate
+from flora.group import can_be_grouped, clients_at_once
 from flora.local import LocalTraining
 from flora.method import Method
-from flora.runners import OneByOne, models_for, states_for
+from flora.runners import Grouped, OneByOne, models_for, states_for
 
 Weights = Mapping[str, Tensor]
 
@@ -39,6 +43,7 @@ def run_cell(
     config: RunConfig,
     listeners: Sequence[Listener] = (),
     keep: Callable[[Weights], None] | None = None,
+    cache: FeatureCache | None = None,
 ) -> dict[str, Any]:
     """Run one cell and give what its `run.json` holds.
 
@@ -46,6 +51,7 @@ def run_cell(
         config: the cell.
         listeners: told of every phase and round, besides those that measure.
         keep: given the trained tensors at the end, where there is one model and not one a client.
+        cache: where what frozen towers give is kept from cell to cell; None for this cell alone.
 
     Raises:
         BadInput: the cell asks for something that its task, split or model cannot give.
@@ -54,19 +60,20 @@ def run_cell(
     """
     memory, clock = Memory(config.device), Clock(config.device)
     events = Events((*listeners, memory, clock))
-    with deterministic(config.device):
+    with deterministic(config.device), configured(config.compute, config.device):
         with events.phase("load"):
             inputs = load_inputs(config)
-        zero_shot = _zero_shot(config, inputs, events)
+        frozen = _frozen(config, inputs, cache, events)
+        zero_shot = _zero_shot(config, inputs, frozen, events)
         with events.phase("prepare"):
             method = make_method(config, inputs)
             _check_prompts(method, inputs.suites)
-        samples = _samples_for(method, config, inputs, events)
+        samples = _samples_for(method, inputs, frozen, events)
         traffic = Traffic(_closed_form_bytes(method), len(method.trainable))
         training = _training(config, method, samples, inputs, Events((traffic, *events.listeners)))
         records = list(training.rounds(config.rounds))
         _check_convergence(records)
-        trained = _transfer(method, training, inputs.suites, events)
+        trained = _transfer(method, training, inputs.suites, frozen, events)
     result = {
         "status": "complete",
         "config": config.model_dump(mode="json"),
@@ -74,11 +81,14 @@ def run_cell(
         "summary": {
             **_accuracies(records, zero_shot, trained),
             **_costs(clock, memory, traffic),
+            "extraction_seconds": None if frozen is None else frozen.found.extraction_seconds,
+            "clients_per_batch": _together(training),
             "trainable_parameters": sum(p.numel() for p in method.trainable.values()),
             "train_flops": None,  # a field of the schema that is not measured yet
             "refused_uploads": sum(len(record.refused) for record in records),
         },
         "setup": {"seconds": clock.setup_seconds, "peak_memory_bytes": memory.peak_memory_bytes(None)},
+        "features": _features(frozen, samples[0]),
         "rounds": [_round(record, clock, memory, traffic) for record in records],
         "split": _split(inputs.division.split),
         "data": _data(inputs),
@@ -109,6 +119,7 @@ def make_method(config: RunConfig, inputs: Inputs) -> Method:
             "use a method that trains behind the towers, such as linear_probe"
         )
     method.clip.shrink_frozen()
+    applied(method.clip, config.compute)
     return method
 
 
@@ -127,13 +138,29 @@ def _check_convergence(records: Sequence[RoundRecord]) -> None:
         raise DivergedError(f"every upload was refused, the first as {reason}; try a lower learning rate")
 
 
-def _zero_shot(config: RunConfig, inputs: Inputs, events: Events) -> dict[str, float]:
+def _frozen(
+    config: RunConfig, inputs: Inputs, cache: FeatureCache | None, events: Events
+) -> FrozenFeatures | None:
+    """Have what is frozen computed once; None where each image is to go through the model each time."""
+    if config.acceleration == "none":
+        return None
+    model = inputs.model
+    kind = kind_of_rows(config, inputs.sources["model"], model.preprocess)
+    return FrozenFeatures(model.clip, kind, cache, events)
+
+
+def _zero_shot(
+    config: RunConfig, inputs: Inputs, frozen: FrozenFeatures | None, events: Events
+) -> dict[str, float]:
     """Evaluate the model as it came, before any method touches it."""
+    of = (lambda part: part) if frozen is None else frozen.of
+    test = of(inputs.test)
+    suites = {name: replace(suite, samples=of(suite.samples)) for name, suite in inputs.suites.items()}
     with events.phase("zero_shot"):
         untouched = ZeroShot(
             inputs.model.clip, inputs.prompts, ZeroShotOptions(), _generator(config), config.acceleration
         )
-        return {"test": evaluate(untouched, inputs.test), **_on_suites(untouched, inputs.suites)}
+        return {"test": evaluate(untouched, test), **_on_suites(untouched, suites)}
 
 
 def _on_suites(method: Method, suites: Mapping[str, Suite]) -> dict[str, float]:
@@ -146,11 +173,17 @@ def _on_suites(method: Method, suites: Mapping[str, Suite]) -> dict[str, float]:
 
 
 def _transfer(
-    method: Method, training: Federation | LocalTraining, suites: Mapping[str, Suite], events: Events
+    method: Method,
+    training: Federation | LocalTraining,
+    suites: Mapping[str, Suite],
+    frozen: FrozenFeatures | None,
+    events: Events,
 ) -> dict[str, float]:
     """Evaluate the suites after training, mean over the models; nothing of a method bound to its classes."""
     if not suites or not method.open_vocabulary:
         return {}
+    if frozen is not None and not method.trains_vision:
+        suites = {name: replace(suite, samples=frozen.of(suite.samples)) for name, suite in suites.items()}
     with events.phase("transfer"):
         of_models = [_on_suites(method, suites) for _ in training.models()]
     return {name: fmean(accuracies[name] for accuracies in of_models) for name in suites}
@@ -161,17 +194,13 @@ def _generator(config: RunConfig) -> torch.Generator:
 
 
 def _samples_for(
-    method: Method, config: RunConfig, inputs: Inputs, events: Events
+    method: Method, inputs: Inputs, frozen: FrozenFeatures | None, events: Events
 ) -> tuple[Samples, Samples]:
-    """Give training and test samples as the method sees them: a frozen tower's features, or images."""
-    parts = inputs.train, inputs.test
-    if config.acceleration == "exact" and not method.trains_vision:
-        with events.phase("features"):
-            train, test = (part.with_features(method.clip, EVALUATION_BATCH) for part in parts)
-    else:
-        with events.phase("decode"):
-            train, test = (part.with_images_kept() for part in parts)
-    return train, test
+    """Give training and test samples as the method sees them: what a frozen tower gives, or images."""
+    if frozen is not None:
+        return frozen.for_training(method, inputs.train), frozen.for_training(method, inputs.test)
+    with events.phase("decode"):
+        return inputs.train.with_images_kept(), inputs.test.with_images_kept()
 
 
 def _closed_form_bytes(method: Method) -> int:
@@ -187,16 +216,50 @@ def _training(
     if config.mode == "centralized":
         shares = [torch.cat(shares).unique()]
     kept = states_for(method, len(shares), config.training)
-    runner = OneByOne(method, train, shares, config.training, kept, config.seed.order)
+    clients = (method, train, shares, config.training, kept, config.seed.order)
     common: dict[str, Any] = {
         "participation": config.participation,
         "participation_seed": config.seed.participation,
         "client_test": _indices(inputs.division.client_test),
         "events": events,
     }
-    if config.mode == "federated":
-        return Federation(method, runner, test, len(shares), **common)
-    return LocalTraining(method, runner, test, len(shares), models_for(method, len(shares)), **common)
+    if config.mode != "federated":
+        trained = models_for(method, len(shares))
+        return LocalTraining(method, OneByOne(*clients), test, len(shares), trained, **common)
+    at_once = _clients_at_once(config, method, train, shares)
+    runner = OneByOne(*clients) if at_once == 1 else Grouped(*clients, at_once)
+    return Federation(method, runner, test, len(shares), **common)
+
+
+def _clients_at_once(config: RunConfig, method: Method, train: Samples, shares: Sequence[Tensor]) -> int:
+    """Say how many clients are trained together.
+
+    Raises:
+        BadInput: a number was asked for, and the method's clients cannot be.
+    """
+    asked = config.clients_per_batch
+    if asked == "auto":
+        return clients_at_once(method, train, shares, config.training)
+    if asked > 1 and not can_be_grouped(method):
+        raise BadInput(
+            f"clients_per_batch: {asked} clients of {config.method.name} cannot be trained together here "
+            "(nothing trains, half precision, or PEFT's code for it cannot be mapped); use 1 or auto"
+        )
+    return asked
+
+
+def _together(training: Federation | LocalTraining) -> int:
+    runner = training.runner if isinstance(training, Federation) else None
+    return runner.at_once if isinstance(runner, Grouped) else 1
+
+
+def _features(frozen: FrozenFeatures | None, train: Samples) -> dict[str, Any] | None:
+    """Describe what was kept of the image tower; None where training went through all of it each time."""
+    if frozen is None or train.features is None:
+        return None
+    found = asdict(frozen.found)
+    del found["extraction_seconds"]  # among the summary's times
+    return {**found, "stage": frozen.stage_name(train.stage)}
 
 
 def _indices(parts: Sequence[Any]) -> list[Tensor]:

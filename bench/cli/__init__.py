@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from bench.cli import data, export, list_, pretrain, report, run, tune
+from bench.cli import cache, data, export, list_, perf, pretrain, report, run, tune
 from flora.errors import BadInput
 
 app = typer.Typer(
@@ -22,7 +22,9 @@ app.command("run")(run.run)
 app.command("tune")(tune.tune)
 app.command("list")(list_.list_)
 app.command("data")(data.data)
+app.command("cache")(cache.cache)
 app.command("report")(report.report)
+app.command("perf")(perf.perf)
 app.command("export")(export.export)
 app.command("pretrain")(pretrain.pretrain)
 

@@ -56,10 +56,11 @@ def _run(cells: list[RunConfig], results: Path) -> dict[str, float]:
     from bench.cli.progress import progress
     from bench.config import label
     from bench.execute import run_matrix
+    from bench.frozen import cache_in
 
     try:
         with progress(sys.stderr) as watcher:
-            outcomes = list(run_matrix(cells, results, watcher=watcher))
+            outcomes = list(run_matrix(cells, results, watcher=watcher, cache=cache_in()))
     except KeyboardInterrupt:
         typer.echo(
             f"interrupted: trials that finished are kept in {results}; give the same command again", err=True

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -401,6 +402,97 @@ def test_live_progress_shows_cell_round_and_accuracy():
     written = stream.getvalue()
     assert "[1/2] digits · flora · iid · seed 0: accuracy 75.0%" in written
     assert "seed 1: starting" in written
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The time that progress goes by, in seconds: a list of one."""
+    moment = [0.0]
+    monkeypatch.setattr("bench.cli.progress.time", SimpleNamespace(monotonic=lambda: moment[0]))
+    return moment
+
+
+FEATURES = Phase("features")
+
+
+def test_plain_progress_tells_of_long_work_now_and_then(now):
+    stream = io.StringIO()
+    config = cell()
+    with progress(stream) as watcher:
+        watcher.matrix_started([config], [config])
+        watcher.cell_started(config)
+        for second in range(0, 13):
+            now[0] = float(second)
+            watcher.advanced(FEATURES, 1000 + 100 * second, 2200)
+    name = "digits · flora · iid · seed 0: features"
+    assert stream.getvalue().splitlines()[1:] == [
+        f"{name}, 1,200 of 2,200 images, 100/s, about 0:00:10 left",
+        f"{name}, 1,700 of 2,200 images, 100/s, about 0:00:05 left",
+        f"{name}, 2,200 of 2,200 images, 100/s, took 0:00:12",
+    ]
+
+
+def test_progress_is_quiet_about_short_work_and_each_work_has_its_own_clock(now):
+    stream = io.StringIO()
+    config = cell()
+    with progress(stream) as watcher:
+        watcher.matrix_started([config], [config])
+        watcher.cell_started(config)
+        for start, total in ((0.0, 50), (2.5, 50), (5.0, 20)):
+            for done in (0, total // 2, total):
+                now[0] = start + 1.9 * done / total
+                watcher.advanced(FEATURES, done, total)
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_progress_of_work_that_does_not_move_foretells_nothing(now):
+    stream = io.StringIO()
+    config = cell()
+    with progress(stream) as watcher:
+        watcher.matrix_started([config], [config])
+        watcher.cell_started(config)
+        watcher.advanced(FEATURES, 5, 10)
+        now[0] = 3.0
+        watcher.advanced(FEATURES, 5, 10)
+    assert stream.getvalue().splitlines()[1].endswith("5 of 10 images, time left unknown")
+
+
+def test_live_progress_has_a_bar_for_long_work_while_it_lasts(now):
+    config = cell()
+    bar = Progress(console=Console(force_terminal=True, file=io.StringIO()), auto_refresh=False)
+    watcher = LiveProgress(bar)
+    watcher.matrix_started([config], [config])
+    watcher.cell_started(config)
+    watcher.phase_started(FEATURES)
+    watcher.advanced(FEATURES, 0, 80)
+    now[0] = 1.0
+    watcher.advanced(FEATURES, 10, 80)
+    assert len(bar.tasks) == 1
+    now[0] = 4.0
+    watcher.advanced(FEATURES, 40, 80)
+    images = bar.tasks[1]
+    assert (images.completed, images.total, images.description) == (40, 80, "10/s, about 0:00:04 left")
+    watcher.phase_ended(Phase("load"))
+    assert len(bar.tasks) == 2
+    watcher.phase_ended(FEATURES)
+    assert [task.total for task in bar.tasks] == [1]
+
+
+def test_a_terminal_shows_both_bars(now, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    config = cell()
+    with progress(stream) as watcher:
+        watcher.matrix_started([config], [config])
+        watcher.cell_started(config)
+        watcher.advanced(FEATURES, 0, 8000)
+        now[0] = 10.0
+        watcher.advanced(FEATURES, 4000, 8000)
+        watcher.bar.refresh()
+    assert "0/1 cells" in stream.getvalue()
+    assert "4,000/8,000 images" in stream.getvalue()
 
 
 def test_live_progress_of_nothing_left_shows_no_bar():

@@ -182,6 +182,7 @@ OTHER = {
     "model.name": "ViT-B-32:random",
     "model.dtype": "float64",
     "method.name": "zero_shot",
+    "method.blocks": 1,
     "method.rank": 4,
     "method.alpha": 16,
     "method.places": ["text.out", "text.query"],
@@ -223,6 +224,11 @@ OTHER = {
     "proximal_mu": 0.1,
     "tuning": {"grid": "rounds=[1]", "trials": 1, "chosen": {"rounds": 1}, "validation_accuracy": 0.5},
     "acceleration": "none",
+    "clients_per_batch": 4,
+    "compute.threads": 3,
+    "compute.channels_last": True,
+    "compute.compile": "default",
+    "compute.matmul_precision": "high",
     "engine": "other",
     "device": "cuda",
 }
@@ -338,7 +344,7 @@ def test_the_label_names_the_cell():
 def test_the_label_tells_options_that_are_not_the_defaults():
     method = {"name": "flora", "rank": 8, "places": ["text.out", "text.head"]}
     split = {"name": "dirichlet", "beta": 1.0, "shots": 4}
-    words = "flora (rank 8, places text.out+text.head) · dirichlet (beta 1.0) 4-shot"
+    words = "flora (places text.out+text.head, rank 8) · dirichlet (beta 1.0) 4-shot"
     assert label(READ({"method": method, "split": split})) == f"digits · {words} · seed 0"
     method, split = {"name": "flora", "loss": "cross_entropy"}, {"name": "dirichlet", "cap": True}
     words = "flora (loss cross_entropy) · dirichlet (cap true)"

@@ -33,7 +33,7 @@ class Runs(list):
     def __init__(self):
         self.planted = {}
 
-    def __call__(self, config, listeners=(), keep=None):
+    def __call__(self, config, listeners=(), keep=None, cache=None):
         if not listeners:  # nobody watches: preparation, no cell of the matrix
             return {}
         self.append(config.seed.split)
@@ -243,7 +243,7 @@ def test_a_watcher_listens_to_the_running_cell(tmp_path):
     notes = Phases()
     (outcome,) = run_matrix([cell(0)], tmp_path, watcher=notes)
     assert outcome.status == "ran"
-    assert notes.notes[:4] == [(1, 1), "start 0", "load", "zero_shot"]
+    assert notes.notes[:5] == [(1, 1), "start 0", "load", "features", "zero_shot"]
     assert notes.notes.count("load") == 1  # preparations are not told
     assert json.loads(outcome.path.read_text())["summary"] == outcome.summary
 

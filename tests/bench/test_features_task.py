@@ -20,6 +20,7 @@ from bench.tasks.features import (
     precomputed_prompts,
     write_features,
 )
+from flora.clip import ENCODED
 from flora.errors import BadInput
 from flora.features import Batch, Samples
 from flora.method import METHODS
@@ -220,7 +221,7 @@ def test_zero_shot_is_the_nearest_class_embedding(path, acceleration, encoded):
     task = write(path, logit_scale=10.0)
     method = built("zero_shot", path, task, acceleration)
     rows = feature_rows(task.test)
-    batch = Batch(rows, torch.from_numpy(task.test.labels), encoded)
+    batch = Batch(rows, torch.from_numpy(task.test.labels), ENCODED if encoded else 0)
     cosine = F.normalize(rows, dim=-1) @ F.normalize(content()["classes"], dim=-1).T
     torch.testing.assert_close(method.logits(batch, method.classifier()), 10 * cosine)
 

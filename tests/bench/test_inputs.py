@@ -12,6 +12,7 @@ from bench.run import run_cell
 from bench.tasks.features import write_features
 from flora.errors import BadInput
 from flora.events import Listener
+from tests.flora import toy
 
 SMALL = {
     "method": "linear_probe",
@@ -163,7 +164,7 @@ def features(tmp_path_factory):
     """Features of the digits by the embedded model, as a file."""
     inputs = load_inputs(configured(data={}))
     clip = inputs.model.clip
-    train, test = (part.with_features(clip, 256) for part in (inputs.train, inputs.test))
+    train, test = (toy.featured(part, clip) for part in (inputs.train, inputs.test))
     path = tmp_path_factory.mktemp("features") / "digits.safetensors"
     tensors = {"classes": clip.encode_text(inputs.prompts.tokens)}
     for name, part in (("train", train), ("test", test)):

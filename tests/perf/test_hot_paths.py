@@ -12,6 +12,7 @@ from bench.models import load_model
 from bench.splits import make_split
 from flora import client, payload
 from flora.aggregation import WeightedMean
+from flora.clip import ENCODED
 from flora.features import Batch
 from flora.method import Method
 from flora.prompts import Prompts
@@ -33,7 +34,7 @@ def make_batch(method: Method, size: int = 64) -> Batch:
     labels = torch.arange(size) % 10
     if method.trains_vision:
         return Batch(torch.randn(size, 3, 32, 32, generator=generator), labels)
-    return Batch(torch.randn(size, method.clip.dim, generator=generator), labels, encoded=True)
+    return Batch(torch.randn(size, method.clip.dim, generator=generator), labels, ENCODED)
 
 
 @pytest.mark.parametrize("name", TRAINED)
