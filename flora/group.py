@@ -135,7 +135,7 @@ def stack(method: Method, samples: Samples, chosen: Sequence[Tensor]) -> Batch:
 
 
 def can_be_grouped(method: Method) -> bool:
-    """Say whether clients can be stacked: where something trains, and not unaccelerated, as a client would run.
+    """Say whether clients can be stacked: where something trains, and not as unaccelerated clients would run.
 
     Nor in half precision: float16 finds a loss scale in each step, and mapped attention and layer norms have
     no gradient in bfloat16 on a CPU.

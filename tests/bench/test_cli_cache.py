@@ -46,11 +46,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from flora.cache import FeatureCache
 
     place = tmp_path / "cache"
+
+    def ones(batches):
+        return (torch.ones(len(positions), 5) for positions in batches)
+
     digests = np.arange(6 * 32, dtype=np.uint8).reshape(6, 32)
     for kind, count in ((OLD, 6), (NEW, 4)):
-        FeatureCache(place).rows(
-            kind, digests[:count], lambda batches: (torch.ones(len(x), 5) for x in batches), 2
-        )
+        FeatureCache(place).rows(kind, digests[:count], ones, 2)
     long_ago = time.time() - 10 * DAY
     os.utime(Shelf.of(place, OLD).path / "used", (long_ago, long_ago))
     monkeypatch.setenv("FLORA_BENCH_CACHE", str(place))
