@@ -1,6 +1,11 @@
 """What holds for every test: one thread, so that a busy machine does not matter, and a cache of its own."""
 
 import pytest
+from hypothesis import settings
+
+# how long an example takes depends on what else the machine does
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)
