@@ -75,14 +75,12 @@ class Family:
         options: fields of PEFT's configuration that are offered.
         count: parameters of one adapted layer, from the layer's widths and the options.
         fixed: further fields of PEFT's configuration.
-        stackable: as `Method.stackable`; not where PEFT's code has gradients of its own or writes in place.
     """
 
     peft_type: str
     options: tuple[str, ...]
     count: Callable[[Layer, Any], int]
     fixed: dict[str, Any] = field(default_factory=dict)
-    stackable: bool = True
 
     @property
     def config(self) -> type[peft.PeftConfig] | None:
@@ -139,22 +137,17 @@ FAMILIES = {
         (),
         lambda layer, _: layer.width_in if _is_second_of_mlp(layer.name) else layer.width_out,
     ),
-    "loha": Family(
-        "LOHA", ("r", "alpha"), lambda layer, options: 2 * _factors(layer, options), stackable=False
-    ),
+    "loha": Family("LOHA", ("r", "alpha"), lambda layer, options: 2 * _factors(layer, options)),
     "lokr": Family("LOKR", ("r", "alpha", "decompose_both"), _kronecker_factors),
     "hra": Family("HRA", ("r", "apply_GS"), lambda layer, options: options.r * layer.width_in),
     "oft": Family(
         "OFT",
         ("oft_block_size", "use_cayley_neumann", "num_cayley_neumann_terms"),
         lambda layer, options: layer.width_in * (options.oft_block_size - 1) // 2,
-        stackable=False,
     ),
     "delora": Family("DELORA", ("r", "delora_lambda"), lambda layer, options: _factors(layer, options) + 1),
     "hira": Family("HIRA", ("r",), _factors),
-    "randlora": Family(
-        "RANDLORA", ("r", "randlora_alpha", "projection_prng_key"), _random_bases, stackable=False
-    ),
+    "randlora": Family("RANDLORA", ("r", "randlora_alpha", "projection_prng_key"), _random_bases),
 }
 
 
@@ -262,7 +255,6 @@ for _variant, _family in FAMILIES.items():
         _contents = {
             "Options": _options_class(_variant, _family, _config),
             "family": _family,
-            "stackable": _family.stackable,
             "__module__": __name__,
             "__doc__": VARIANTS[_variant],
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -42,7 +43,7 @@ Compute = Callable[[Iterable[Tensor]], Iterator[Tensor]]
 Progress = Callable[[int, int], None]
 
 
-class Rows:
+class KeptRows:
     """The rows of n images, most of them mapped from files and read when they are asked for.
 
     Attributes:
@@ -111,7 +112,7 @@ class FeatureCache:
         compute: Compute,
         batch_size: int,
         progress: Progress = lambda done, total: None,
-    ) -> Rows:
+    ) -> KeptRows:
         """Give a row an image: those that are kept, and the others computed and kept.
 
         Processes that ask for rows of the same kind at once compute one after another, so that each row is
@@ -141,6 +142,22 @@ class FeatureCache:
             progress(gathered.found, gathered.total)
         shelf.mark_used()
         return gathered.rows()
+
+    def missing(self, kind: Mapping[str, str], digests: NDArray[np.uint8]) -> int:
+        """Count the distinct images without a row, by what files say of themselves: no row is read.
+
+        Args:
+            kind: as `rows` takes it.
+            digests: (n, 32), too.
+
+        Raises:
+            ValueError: `digests` has the wrong shape.
+        """
+        absent = np.unique(_as_keys(digests))
+        for path in Shelf.of(self.folder, kind).shards():
+            with suppress(Damaged, OSError):
+                absent = np.setdiff1d(absent, _as_keys(_digests_of(read_shard(path))), assume_unique=True)
+        return len(absent)
 
     def _complete(
         self,
@@ -176,16 +193,11 @@ class _Gathered:
     """
 
     def __init__(self, digests: NDArray[np.uint8]) -> None:
-        if digests.dtype != np.uint8 or digests.ndim != 2 or digests.shape[1] != DIGEST_BYTES:
-            raise ValueError(
-                f"digests are {digests.dtype} {digests.shape}; they must be uint8 (n, {DIGEST_BYTES})"
-            )
+        keys = _as_keys(digests)
         if not len(digests):
             raise ValueError("no digests: there must be an image to give a row for")
         self.digests = digests
-        self._keys, self._first, self._key_of = np.unique(
-            _as_keys(digests), return_index=True, return_inverse=True
-        )
+        self._keys, self._first, self._key_of = np.unique(keys, return_index=True, return_inverse=True)
         self.total = len(self._keys)
         self._part = np.full(self.total, -1)
         self._place = np.zeros(self.total, dtype=np.int64)
@@ -222,14 +234,22 @@ class _Gathered:
         self._place[keys] = places
         self._parts.append(rows)
 
-    def rows(self) -> Rows:
+    def rows(self) -> KeptRows:
         """All of them, once none is missing."""
         part, place = (torch.from_numpy(x[self._key_of]) for x in (self._part, self._place))
-        return Rows(self._parts, part, place, self.found, self.computed, self.seconds)
+        return KeptRows(self._parts, part, place, self.found, self.computed, self.seconds)
 
 
 def _as_keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
-    """Digests (n, 32) as n items that can be sorted and compared."""
+    """Digests (n, 32) as n items that can be sorted and compared.
+
+    Raises:
+        ValueError: they have another shape or dtype.
+    """
+    if digests.dtype != np.uint8 or digests.ndim != 2 or digests.shape[1] != DIGEST_BYTES:
+        raise ValueError(
+            f"digests are {digests.dtype} {digests.shape}; they must be uint8 (n, {DIGEST_BYTES})"
+        )
     keys: NDArray[np.void] = np.ascontiguousarray(digests).view(f"V{DIGEST_BYTES}").reshape(-1)
     return keys
 
@@ -251,9 +271,13 @@ def _find(shelf: Shelf, gathered: _Gathered) -> None:
             logger.warning("%s cannot be read: %s; its rows are computed anew", path, error)
 
 
+def _digests_of(shard: Shard) -> NDArray[np.uint8]:
+    """Of its images: (n, 32)."""
+    return np.frombuffer(shard.digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+
+
 def _take_from(shard: Shard, gathered: _Gathered) -> None:
-    digests = np.frombuffer(shard.digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
-    places, keys = gathered.wanted(digests)
+    places, keys = gathered.wanted(_digests_of(shard))
     if not len(places):
         return
     shard.check_rows()
@@ -361,6 +385,8 @@ class _Keeper:
         limit = self.cache.limit_bytes
         if limit is None:
             return True
+        if self.shelf.size_bytes() + size_bytes > limit:
+            return False  # though all others made room
         _, left = trim(self.cache.folder, limit - size_bytes)  # this shelf stays: it is locked
         return left + size_bytes <= limit
 

@@ -72,6 +72,7 @@ def step(state: ClientState, batch: Batch) -> ClientState:
         state.optimizer.zero_grad(set_to_none=True)
         loss = state.method(batch)
         (loss * scale).backward()
+        _fill_gradients(state.method)
         if not half or _gradients_are_finite(state):
             break
     _correct_gradients(state, scale)
@@ -83,8 +84,15 @@ def step(state: ClientState, batch: Batch) -> ClientState:
     return state
 
 
+def _fill_gradients(method: Method) -> None:
+    """Give what had no part in the loss a gradient of zero, as mapped gradients have: it still decays."""
+    for parameter in method.trainable.values():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def _gradients_are_finite(state: ClientState) -> bool:
-    return all(p.grad is None or bool(p.grad.isfinite().all()) for p in state.method.trainable.values())
+    return all(bool(p.grad.isfinite().all()) for p in state.method.trainable.values() if p.grad is not None)
 
 
 def _correct_gradients(state: ClientState, scale: int) -> None:

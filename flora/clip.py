@@ -217,7 +217,7 @@ class Clip(nn.Module):
             images: the images; or, with a later `stage`, what enters that one of `image_stages`.
             stage: where to go on from; `ENCODED` to return what was given.
         """
-        return self.run_image_stages(images, slice(stage, None))
+        return images if stage == ENCODED else self.run_image_stages(images, slice(stage, None))
 
     def run_image_stages(self, entering: Tensor, stages: slice) -> Tensor:
         """Take images, or what enters a later stage, through some of `image_stages`."""
@@ -250,9 +250,9 @@ class Clip(nn.Module):
     def run_text_blocks(self, entering: Tensor, branches: Branches, blocks: slice) -> Tensor:
         """Take the nodes (nodes, width) of a tree through some of the text tower's blocks."""
         text: Any = self.text
-        x = entering[None]
+        x, mask = entering[None], branches.mask.to(entering.dtype)
         for block in text.transformer.resblocks[blocks]:
-            x = block(x, attn_mask=branches.mask.to(x.dtype))
+            x = block(x, attn_mask=mask)
         return x[0]
 
     def pool_branches(self, leaving: Tensor, branches: Branches) -> Tensor:

@@ -27,6 +27,9 @@ class ImageSource(Protocol):
     def kept(self) -> ImageSource:
         """Give a source of the same images that need not be decoded each time; or itself."""
 
+    def select(self, indices: Tensor) -> ImageSource:
+        """Give a source of the images at `indices` (n,) alone."""
+
 
 class Rows(Protocol):
     """What the first stages of an image tower gave, by index: a tensor (n, ...), or what reads like one."""
@@ -42,12 +45,18 @@ class Texts:
     Attributes:
         classes: (d,) the distinct classes.
         position: (n,) for each sample, which of these is its own.
-        branches: their prompts as part of a tree, where the text tower can read them so.
+        branches: their prompts as parts of a tree, one after another; empty where the text tower cannot read
+            them so.
     """
 
     classes: Tensor
     position: Tensor
-    branches: Branches | None
+    branches: tuple[Branches, ...]
+
+    def to(self, device: torch.device) -> Texts:
+        """Move all tensors to `device`."""
+        parts = tuple(part.to(device) for part in self.branches)
+        return Texts(self.classes.to(device), self.position.to(device), parts)
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,11 @@ class Samples:
     def batches(self, size: int) -> Iterator[Batch]:
         """Go through all samples in order, `size` at a time."""
         return self.batches_of(torch.arange(len(self)).split(size))
+
+    def select(self, indices: Tensor) -> Samples:
+        """Keep the samples at `indices` (n,) alone, before anything was computed of them."""
+        labels = self.labels[indices.to(self.labels.device)]
+        return Samples(self.images.select(indices), labels)
 
     def with_images_kept(self) -> Samples:
         """Have the images decoded once and kept, where their source can do so within bounds."""

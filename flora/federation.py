@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flora import client, payload
+from flora.aggregation import Aggregator
 from flora.events import Events, Refusal, RoundRecord
 from flora.features import Samples
 from flora.method import Method
@@ -23,6 +24,15 @@ FEATURES_AT_ONCE = 2048
 
 # Equal seeds are the rule; this keeps who takes part apart from the batch order (flora.client).
 PARTICIPATION_STREAM = 1
+
+
+@dataclass
+class _Arrived:
+    """What is noted of a round's uploads: loss and samples of those accepted, the others, samples seen."""
+
+    losses: list[tuple[float, int]] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    seen: int = 0
 
 
 @dataclass
@@ -82,45 +92,44 @@ class Federation:
         chosen = self.participants(number)
         with self.events.phase("send", number):
             broadcast = payload.encode(self.state)
-        aggregator, accepted, refused = self.method.aggregator(), [], []
-        seen = 0
+        aggregator, arrived = self.method.aggregator(), _Arrived()
         for uploads in self.runner.run(number, chosen, broadcast, self.events):
-            seen += sum(upload.seen for upload in uploads)
-            decoded, wrong = self._receive(number, uploads)
-            refused += wrong
-            with self.events.phase("aggregate", number, _only(uploads)):
-                for upload, tensors in decoded:
-                    aggregator.add(tensors, upload.samples)
-            accepted += [(upload.loss, upload.samples) for upload, _ in decoded]
-            del uploads, decoded  # or these would stay in memory while the next are trained
+            self._take(number, uploads, aggregator, arrived)
+            del uploads  # or it would stay in memory while the next are trained
+        del broadcast
         with self.events.phase("aggregate", number):
-            if accepted:  # with every upload refused, the global state stays as it was
+            if arrived.losses:  # with every upload refused, the global state stays as it was
                 self.state = aggregator.result()
             client.load(self.method, self.state)
         measured = self._evaluate(number)
         return self._close(
             RoundRecord(
                 number,
-                loss=weighted_mean(accepted),
+                loss=weighted_mean(arrived.losses),
                 clients=tuple(chosen),
-                refused=tuple(refused),
-                samples_seen=seen,
+                refused=tuple(arrived.refused),
+                samples_seen=arrived.seen,
                 **measured,
             )
         )
 
-    def _receive(
-        self, number: int, uploads: Sequence[Upload]
-    ) -> tuple[list[tuple[Upload, Mapping[str, Tensor]]], list[Refusal]]:
-        """Read uploads; give those that are as they should be, and the others with what is wrong."""
-        decoded, refused = [], []
-        with self.events.phase("receive", number, _only(uploads)):
+    def _take(
+        self, number: int, uploads: Sequence[Upload], aggregator: Aggregator, arrived: _Arrived
+    ) -> None:
+        """Read uploads and put those that are as they should be into the aggregate."""
+        who = uploads[0].client if len(uploads) == 1 else None
+        decoded = []
+        with self.events.phase("receive", number, who):
             for upload in uploads:
+                arrived.seen += upload.seen
                 try:
                     decoded.append((upload, payload.decode(upload.payload, like=self.state)))
                 except PayloadError as error:
-                    refused.append(Refusal(upload.client, str(error)))
-        return decoded, refused
+                    arrived.refused.append(Refusal(upload.client, str(error)))
+        with self.events.phase("aggregate", number, who):
+            for upload, tensors in decoded:
+                aggregator.add(tensors, upload.samples)
+                arrived.losses.append((upload.loss, upload.samples))
 
     def _evaluate(self, number: int) -> dict[str, Any]:
         with self.events.phase("evaluate", number):
@@ -131,11 +140,6 @@ class Federation:
     def _close(self, record: RoundRecord) -> RoundRecord:
         self.events.round(record)
         return record
-
-
-def _only(uploads: Sequence[Upload]) -> int | None:
-    """Give the client that uploads come from, None if they are of several."""
-    return uploads[0].client if len(uploads) == 1 else None
 
 
 def participants(clients: int, participation: float, seed: int, number: int) -> Sequence[int]:

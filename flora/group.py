@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
@@ -116,56 +117,70 @@ def stack(method: Method, samples: Samples, chosen: Sequence[Tensor]) -> Batch:
 
     Shorter ones are filled up to the longest, and `real` then says which samples count.
     """
+    method.keep_frozen()
     sizes = [len(indices) for indices in chosen]
     longest = max(sizes)
     # with a sample of the client's own: another's may be one that no gradient is to come near
     indices = torch.stack([torch.cat([x, x[:1].expand(longest - len(x))]) for x in chosen])
     together = samples.batch(indices.flatten())
     inputs, labels = (x.unflatten(0, indices.shape) for x in (together.inputs, together.labels))
-    classes = samples.classes[indices]
-    ones = [
-        method.collate(Batch(inputs[i, :size], labels[i, :size], together.stage, classes[i, :size]))
-        for i, size in enumerate(sizes)
-    ]
-    real = None
+    real = texts = None
     if len(set(sizes)) > 1:
         real = (torch.arange(longest) < torch.tensor(sizes)[:, None]).to(labels.device)
-    texts = _stacked_texts([one.texts for one in ones if one.texts is not None])
+    if method.needs_texts:
+        # each client's in one sequence, so that they are alike; stacked before they go to the device
+        of_clients = [method.choose_texts(samples.classes[x], at_once=longest) for x in chosen]
+        texts = _stacked_texts(of_clients).to(labels.device)
     return Batch(inputs, labels, together.stage, None, texts, real)
 
 
-def can_be_grouped(method: Method) -> bool:
-    """Say whether clients can be stacked: where something trains, and not as unaccelerated clients would run.
-
-    Nor in half precision: float16 finds a loss scale in each step, and mapped attention and layer norms have
-    no gradient in bfloat16 on a CPU.
-    """
-    half = method.clip.compute_dtype is not None
-    return method.stackable and method.exact and bool(method.trainable) and not half
-
-
-def clients_at_once(method: Method, samples: Samples, shares: Sequence[Tensor], training: Training) -> int:
+def clients_at_once(
+    method: Method, samples: Samples, shares: Sequence[Tensor], training: Training, most: int
+) -> int:
     """Say how many clients fit into the device's budget of memory together, by what one client's step takes.
 
     Args:
         method: the method.
         samples: all training samples.
-        shares: the clients' samples (n,); the largest client is measured.
+        shares: the clients' samples (n,).
         training: what a client does.
+        most: clients in a round.
 
     Returns:
         1 where clients cannot be grouped, or fewer than `FEWEST` fit.
     """
-    if not can_be_grouped(method) or len(shares) < FEWEST:
-        return 1
     budget = _budget(method.clip.logit_scale.device)
     trainable = sum(p.numel() * p.element_size() for p in method.trainable.values())
-    largest = max(shares, key=len)[: training.batch_size]
-    if STATE_COPIES * trainable * FEWEST > budget:
+    if most < FEWEST or not _may_be_grouped(method) or STATE_COPIES * trainable * FEWEST > budget:
         return 1
-    each = STATE_COPIES * trainable + ACTIVATION_COPIES * _kept_for_backward(method, samples.batch(largest))
-    fit = min(len(shares), budget // each)
-    return int(fit) if fit >= FEWEST else 1
+    heaviest = _heaviest_batch(samples, shares, training.batch_size)
+    each = STATE_COPIES * trainable + ACTIVATION_COPIES * _kept_for_backward(method, samples.batch(heaviest))
+    fit = min(most, budget // each)
+    # tried last: only where a step is small is trying it cheap
+    return int(fit) if fit >= FEWEST and can_be_grouped(method, samples, heaviest) else 1
+
+
+def can_be_grouped(method: Method, samples: Samples, indices: Tensor) -> bool:
+    """Say whether clients can be stacked, by trying it with two that have the samples at `indices` (n,).
+
+    Not where nothing trains; not unaccelerated, as a client by itself would run; not in half precision, where
+    float16 finds a loss scale in each step and mapped attention and layer norms have no gradient in bfloat16
+    on a CPU; and not where a layer's code cannot be mapped (some of PEFT's and transformers').
+    """
+    if not _may_be_grouped(method):
+        return False
+    rows = torch.cat([p.detach().flatten() for p in method.trainable.values()]).repeat(2, 1)
+    batch = stack(method, samples, [indices, indices[:1]])
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            _mapped(method, batch)(rows, _tensors(batch))
+    except RuntimeError:  # of torch.func; what is wrong with the method itself comes up one by one, too
+        return False
+    return True
+
+
+def _may_be_grouped(method: Method) -> bool:
+    return bool(method.trainable) and method.exact and method.clip.compute_dtype is None
 
 
 def _budget(device: torch.device) -> int:
@@ -175,19 +190,30 @@ def _budget(device: torch.device) -> int:
     return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
 
+def _heaviest_batch(samples: Samples, shares: Sequence[Tensor], batch_size: int) -> Tensor:
+    """Give a batch as large as the clients' largest, of as many classes as one of theirs can have."""
+    size = min(batch_size, max(map(len, shares)))
+    varied = max(shares, key=lambda share: len(samples.classes[share].unique()))
+    firsts = np.unique(samples.classes[varied].numpy(), return_index=True)[1]
+    of_each_class = varied[torch.from_numpy(firsts)]
+    return torch.cat([of_each_class, *[varied] * size])[:size]
+
+
 def _kept_for_backward(method: Method, batch: Batch) -> int:
-    """Measure the bytes that a step keeps for its backward pass, beyond the weights."""
-    weights = {x.untyped_storage().data_ptr() for x in (*method.parameters(), *method.buffers())}
-    sizes: dict[int, int] = {}
+    """Measure the bytes of a client's own that a step keeps for its backward pass, its batch included."""
+    collated = method.collate(batch)
+    shared = {x.untyped_storage().data_ptr() for x in method.shared_tensors}
+    sizes = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _tensors(batch).values()}
 
     def note(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in shared:
             sizes[storage.data_ptr()] = storage.nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        loss = method(method.collate(batch))  # held, so that no storage is given to another meanwhile
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with attention, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        loss = method(collated)  # held, so that no storage is given to another meanwhile
     del loss
     return sum(sizes.values())
 
@@ -215,41 +241,37 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
         found["real"] = batch.real
     if batch.texts is not None:
         found |= {"texts.classes": batch.texts.classes, "texts.position": batch.texts.position}
-        if batch.texts.branches is not None:
-            found |= {f"branches.{name}": x for name, x in vars(batch.texts.branches).items()}
+        for part in batch.texts.branches:
+            found |= {f"branches.{name}": x for name, x in vars(part).items()}
     return found
 
 
 def _batch(tensors: Mapping[str, Tensor], stage: int) -> Batch:
     """Put `_tensors` together again."""
-    texts = branches = None
+    texts: Texts | None = None
+    branches: tuple[Branches, ...] = ()
     if "branches.nodes" in tensors:
-        branches = Branches(**{field.name: tensors[f"branches.{field.name}"] for field in fields(Branches)})
+        names = [field.name for field in fields(Branches)]
+        branches = (Branches(**{name: tensors[f"branches.{name}"] for name in names}),)
     if "texts.classes" in tensors:
         texts = Texts(tensors["texts.classes"], tensors["texts.position"], branches)
     return Batch(tensors["inputs"], tensors["labels"], stage, None, texts, tensors.get("real"))
 
 
-def _stacked_texts(texts: Sequence[Texts]) -> Texts | None:
+def _stacked_texts(texts: Sequence[Texts]) -> Texts:
     """Stack the prompts of several batches, filled up: with the first class, and nodes seen by none."""
-    if not texts:
-        return None
-    classes = _filled([x.classes for x in texts])
-    position = _filled([x.position for x in texts])
-    branches = [x.branches for x in texts if x.branches is not None]
+    classes, position = _filled([x.classes for x in texts]), _filled([x.position for x in texts])
+    branches = [part for x in texts for part in x.branches]
     if not branches:
-        return Texts(classes, position, None)
-    filled = {
-        field.name: _filled([getattr(x, field.name) for x in branches])
-        for field in fields(Branches)
-        if field.name != "mask"
-    }
+        return Texts(classes, position, ())
+    names = [field.name for field in fields(Branches) if field.name != "mask"]
+    filled = {name: _filled([getattr(x, name) for x in branches]) for name in names}
     nodes = filled["nodes"].shape[1]
     mask = branches[0].mask.new_full((len(branches), nodes, nodes), float("-inf"))
     mask.diagonal(dim1=1, dim2=2).zero_()  # a node must see something, and a filled-in one sees itself
     for row, one in zip(mask, branches, strict=True):
         row[: len(one.nodes), : len(one.nodes)] = one.mask
-    return Texts(classes, position, Branches(mask=mask, **filled))
+    return Texts(classes, position, (Branches(mask=mask, **filled),))
 
 
 def _filled(parts: Sequence[Tensor]) -> Tensor:

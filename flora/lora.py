@@ -33,8 +33,8 @@ class AdapterOptions(MatchingOptions):
 
     Attributes:
         places: which layers are adapted, of `flora.clip.PLACES`.
-        blocks: only in the last so many blocks of each tower; None for all of them. What is before the first
-            adapted block never changes and is computed once.
+        blocks: only in the last so many blocks of each tower; None for all of them. In towers of
+            open_clip's own, what is before the first adapted block is then computed once.
     """
 
     places: Places = ("text.out",)

@@ -53,7 +53,6 @@ class Method(nn.Module, ABC):
     Attributes:
         open_vocabulary: whether it can classify into classes that it was not trained on, by their prompts
             alone; a class of methods may leave it to their options.
-        stackable: whether `torch.func` can map its loss over clients (`flora.group`).
 
     Args:
         clip: the model; it is taken over. One that computes in a lower precision may shrink what the method
@@ -70,7 +69,6 @@ class Method(nn.Module, ABC):
     aggregator: ClassVar[type[Aggregator]] = WeightedMean
     options: Any
     open_vocabulary: bool = True
-    stackable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -87,6 +85,8 @@ class Method(nn.Module, ABC):
         self._trainable: dict[str, nn.Parameter] = {}
         self._trains_text = False
         self._frozen_blocks = 0
+        self._kept_text: Tensor | None = None
+        self._kept_nodes: Tensor | None = None
         self._read(prompts)
         self.prepare(generator)
         # settled now, and asked for in every step
@@ -94,6 +94,7 @@ class Method(nn.Module, ABC):
         self._trains_text = self.trains_prompts or _any_trains(self.clip.text, self.clip.text_head)
         if self._tree is not None and self._trains_text and not self.trains_prompts:
             self._frozen_blocks = self.clip.frozen_text_blocks
+        self._kept_text = None  # preparing may have asked for it, and nobody else may ever
         self.eval()
 
     @abstractmethod
@@ -121,6 +122,12 @@ class Method(nn.Module, ABC):
     def frozen_image_stages(self) -> int:
         """How many of the first stages of the image tower may be kept, as `Clip.frozen_image_stages`."""
         return self.clip.frozen_image_stages
+
+    @property
+    def shared_tensors(self) -> list[Tensor]:
+        """All that a step reads and every client has alike: weights, and what was kept of frozen towers."""
+        kept = [x for x in (self._kept_text, self._kept_nodes) if x is not None]
+        return [*self.parameters(), *self.buffers(), *kept]
 
     @property
     def trains_vision(self) -> bool:
@@ -155,8 +162,10 @@ class Method(nn.Module, ABC):
         tokens = self.tokens_of(prompts)
         self._tokens = tokens.to(self.clip.logit_scale.device)
         self._tree = self.tree_of(tokens) if self.exact and self.clip.reads_prompt_at_end else None
-        self._kept_text: Tensor | None = None
-        self._kept_nodes: Tensor | None = None
+        self._parts: list[Branches] = []
+        if self._tree is not None:
+            self._parts = [part.to(self._tokens.device) for part in self._cut(np.arange(self.classes))]
+        self._kept_text = self._kept_nodes = None
 
     @contextmanager
     def prompted(self, prompts: Prompts) -> Iterator[None]:
@@ -167,30 +176,43 @@ class Method(nn.Module, ABC):
         """
         if not self.open_vocabulary:
             raise ValueError(f"{self.options.name} classifies only into the classes it was trained on")
-        before = self._tokens, self._tree, self._kept_text, self._kept_nodes
+        before = self._tokens, self._tree, self._parts, self._kept_text, self._kept_nodes
         try:
             self._read(prompts)
             yield
         finally:
-            self._tokens, self._tree, self._kept_text, self._kept_nodes = before
+            self._tokens, self._tree, self._parts, self._kept_text, self._kept_nodes = before
 
     def collate(self, batch: Batch) -> Batch:
-        """Choose the prompts that the batch needs: all of its loss that depends on more than shapes.
+        """Choose the prompts that the batch needs, which depends on its labels and not on shapes alone.
 
         The clients' loop calls it before each step. A loss works without, too.
         """
         if not self.exact or batch.texts is not None:
             return batch
-        if not self.trains_text:
-            self._all_prompts()  # kept from here on, outside of anything that follows gradients
+        self.keep_frozen()
+        if not self.needs_texts:
             return batch
         on_cpu = batch.labels.cpu() if batch.classes is None else batch.classes
-        distinct, position = np.unique(on_cpu.numpy(), return_inverse=True)
-        classes, positions = (torch.from_numpy(x).to(batch.labels.device) for x in (distinct, position))
-        branches = None if self._tree is None else self._branches(distinct)
-        if self._frozen_blocks:
+        return replace(batch, texts=self.choose_texts(on_cpu).to(batch.labels.device))
+
+    def keep_frozen(self) -> None:
+        """Compute what of the text tower stays as it is, before what follows gradients asks for it."""
+        if not self.trains_text:
+            self._all_prompts()
+        elif self._frozen_blocks:
             self._nodes_of_frozen_blocks()
-        return replace(batch, texts=Texts(classes, positions, branches))
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether a step needs its own samples' prompts, to be chosen before it: not where it needs all."""
+        return self.exact and self.trains_text and getattr(self.options, "loss", "") != "cross_entropy"
+
+    def choose_texts(self, classes: Tensor, at_once: int = PROMPTS_AT_ONCE) -> Texts:
+        """Choose the prompts of samples of these classes (n,), all on the CPU, so many in one sequence."""
+        distinct, position = np.unique(classes.numpy(), return_inverse=True)
+        parts = () if self._tree is None else tuple(self._cut(distinct, at_once))
+        return Texts(torch.from_numpy(distinct), torch.from_numpy(position), parts)
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Give what the image tower makes of the batch (n, dim), not normalised.
@@ -211,11 +233,12 @@ class Method(nn.Module, ABC):
             return self.encode_prompts(batch.labels)
         if not self.trains_text:
             return self._all_prompts()[batch.labels]
-        texts = self.collate(batch).texts
-        assert texts is not None
-        if texts.branches is None:
+        texts = batch.texts
+        if texts is None:
+            texts = self.choose_texts(batch.labels.cpu()).to(batch.labels.device)
+        if not texts.branches:
             return self.encode_prompts(texts.classes)[texts.position]
-        return self.encode_branches(texts.branches)[texts.position]
+        return torch.cat([self.encode_branches(part) for part in texts.branches])[texts.position]
 
     def classifier(self) -> Tensor:
         """What images are scored against: unit rows (classes, dim), computed once an evaluation."""
@@ -276,14 +299,11 @@ class Method(nn.Module, ABC):
         """Give what enters the text tower's first block for each node of a tree: (nodes, width)."""
         return self.clip.embed_branches(branches)
 
-    def _branches(self, classes: np.ndarray) -> Branches:
+    def _cut(self, classes: np.ndarray, at_once: int = PROMPTS_AT_ONCE) -> list[Branches]:
+        """Give the prompts of `classes` (n,) as sequences of at most so many, on the CPU."""
         assert self._tree is not None
-        return self._tree.branches(classes).to(self._tokens.device)
-
-    def _parts(self) -> Iterator[Branches]:
-        """Go through the prompts of all classes."""
-        for start in range(0, self.classes, PROMPTS_AT_ONCE):
-            yield self._branches(np.arange(start, min(start + PROMPTS_AT_ONCE, self.classes)))
+        starts = range(0, len(classes), at_once)
+        return [self._tree.branches(classes[start : start + at_once]) for start in starts]
 
     def _all_prompts(self) -> Tensor:
         """Embed the prompts of all classes, once in all where they do not change."""
@@ -298,7 +318,7 @@ class Method(nn.Module, ABC):
     def _encode_all(self) -> Tensor:
         if self._tree is None:
             return self.encode_prompts(torch.arange(self.classes, device=self._tokens.device))
-        return torch.cat([self.encode_branches(part) for part in self._parts()])
+        return torch.cat([self.encode_branches(part) for part in self._parts])
 
     def _nodes_of_frozen_blocks(self) -> Tensor:
         """Give what leaves the text tower's frozen first blocks, for all nodes of the tree, once in all."""
@@ -308,7 +328,7 @@ class Method(nn.Module, ABC):
             with torch.inference_mode(False), torch.no_grad(), self.clip.autocast():
                 parts = [
                     (part.nodes, self.clip.run_text_blocks(self.embed_branches(part), part, frozen))
-                    for part in self._parts()
+                    for part in self._parts
                 ]
             nodes, rows = (torch.cat(x) for x in zip(*parts, strict=True))
             self._kept_nodes = torch.empty_like(rows[: len(self._tree)]).index_copy_(0, nodes, rows)

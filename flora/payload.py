@@ -11,6 +11,7 @@ parsing: all that arrives in a federation does. Any other is the library's to re
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -133,7 +134,8 @@ def _check_names(found: set[str], expected: set[str]) -> None:
     if missing := sorted(expected - found):
         raise PayloadError(f"{len(missing)} tensors missing, first {missing[0]!r}")
     if unexpected := sorted(found - expected):
-        raise PayloadError(f"{len(unexpected)} unexpected tensors, first {unexpected[0]!r}")
+        # the name is the sender's choice, of any length
+        raise PayloadError(f"{len(unexpected)} unexpected tensors, first {reprlib.repr(unexpected[0])}")
 
 
 def _check_tensor(name: str, found: Tensor, expected: Tensor) -> None:

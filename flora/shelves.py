@@ -146,6 +146,8 @@ class Shelf:
         finally:
             if lock:
                 lock.release()
+                if not self.shards():  # nothing could be kept, and a lock alone is no shelf
+                    self.remove()
 
     def _lock(self) -> FileLock | None:
         lock = FileLock(self.path / LOCK_FILE)

@@ -178,6 +178,26 @@ def test_another_number_of_rows_is_refused(cache):
         cache.rows(KIND, digests([0, 1]), lambda batches: (torch.ones(1, 3) for _ in batches), 2)
 
 
+@pytest.mark.usefixtures("small_shards")
+def test_missing_rows_are_counted_without_reading_any(cache, monkeypatch):
+    assert cache.missing(KIND, digests([1, 1, 2])) == 2
+    ask(cache, range(10), batch_size=3)
+
+    def refuse(*_):
+        raise AssertionError("it read rows")
+
+    monkeypatch.setattr(shelves, "_hash_of_part", refuse)
+    monkeypatch.setattr(flora.cache, "_mapped", refuse)
+    assert cache.missing(KIND, digests(range(10))) == 0
+    assert cache.missing(KIND, digests([4, 11, 9, 12, 11, 0])) == 2
+    assert cache.missing({"weights": "other"}, digests([4])) == 1
+    for path in Shelf.of(cache.folder, KIND).shards():
+        cut(path)
+    assert cache.missing(KIND, digests(range(10))) == 10
+    with pytest.raises(ValueError, match="digests"):
+        cache.missing(KIND, np.zeros((2, 31), np.uint8))
+
+
 # --- what changes a row changes where it is looked up --------------------------------------------------
 
 
@@ -518,6 +538,21 @@ def test_a_build_larger_than_the_limit_goes_on_in_memory(tmp_path, caplog):
     assert [record.getMessage().count("limit of 3,000 bytes") for record in caplog.records] == [1]
     rows, _ = ask(cache, range(100), batch_size=10)
     assert 0 < rows.found < 100
+
+
+def test_a_build_that_cannot_fit_pushes_nothing_out(tmp_path, caplog):
+    cache, each = filled(tmp_path)
+    limited = FeatureCache(tmp_path, limit_bytes=3 * each + 100)
+    ask(limited, range(600), batch_size=600, kind=kind_of(3))
+    assert on_disk(cache) == {0, 1, 2}
+    assert "limit of" in caplog.text
+
+
+def test_a_shelf_on_which_nothing_could_be_kept_does_not_stay(tmp_path):
+    ask(FeatureCache(tmp_path, limit_bytes=10), range(4))
+    with pytest.raises(RuntimeError, match="stopped here"):
+        FeatureCache(tmp_path).rows(KIND, digests(range(4)), Tower(range(4), fail_at=0), 4)
+    assert not list(tmp_path.iterdir())
 
 
 def test_trimming_leaves_alone_what_is_not_of_the_cache(tmp_path):

@@ -1,6 +1,7 @@
 """The rounds: who takes part, what is told, what is refused, what stays untouched."""
 
 import random
+import weakref
 from dataclasses import asdict
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flora import client, payload
-from flora.events import Events, Phase, RoundRecord
+from flora.events import Events, Listener, Phase, RoundRecord
 from flora.federation import Federation, evaluate
 from flora.settings import Training
 from tests.flora import toy
@@ -302,3 +303,24 @@ def test_who_takes_part_and_the_batch_order_draw_from_streams_apart(monkeypatch)
     list(client.batches(toy.samples(), toy.SHARES[0], training, (5, 3, 0)))
     participation, order = (np.random.SeedSequence(seed).generate_state(4).tolist() for seed in seeds)
     assert participation != order
+
+
+def test_no_upload_is_held_while_the_next_client_trains():
+    alive, at_start = [], []
+
+    class Watched(toy.Tampered):
+        def run(self, *arguments):
+            for uploads in super().run(*arguments):
+                alive.extend(map(weakref.ref, uploads))
+                yield uploads
+                del uploads
+
+    class Starts(Listener):
+        def phase_started(self, phase):
+            if phase.name in ("train", "evaluate"):
+                at_start.append(sum(upload() is not None for upload in alive))
+
+    federation = toy.federation(toy.method(FLORA), listeners=[Starts()])
+    federation.runner = Watched(federation.runner, {})
+    list(federation.rounds(2))
+    assert at_start == [0] * 9

@@ -110,6 +110,9 @@ class Images:
     def kept(self):
         return self
 
+    def select(self, indices):
+        return Images(self.pixels[indices])
+
 
 def samples(count=24, dtype=torch.float64, seed=0):
     """Random images of each class in turn, an image of a class like others of it."""
