@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import tee
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor
 
@@ -66,7 +67,18 @@ class FrozenFeatures:
         self._events = events
         self._had: dict[tuple[int, int], Samples] = {}
         self._parts: list[Samples] = []  # held, so that no other can take one's identity
-        self.found = Found()
+        self._found: dict[int, Found] = {}
+
+    @property
+    def extraction_seconds(self) -> float | None:
+        """What computing all rows given took, whenever that was; None where there were none to compute."""
+        return sum(found.extraction_seconds for found in self._found.values()) if self._found else None
+
+    def describe(self, stage: int) -> dict[str, Any]:
+        """Say what of the rows that enter `stage` was kept from before, and what stage that is."""
+        found = asdict(self._found.get(stage, Found()))
+        del found["extraction_seconds"]
+        return {**found, "stage": self._stage_name(stage)}
 
     def of(self, part: Samples, stage: int = ENCODED) -> Samples:
         """Give `part` with what the first stages of the tower, which must be frozen, give for its images."""
@@ -89,36 +101,43 @@ class FrozenFeatures:
         if self._clip.image_stages[:stage] and self._clip.image_stages[stage - 1].name != "patches":
             with self._events.phase("features"):
                 one = next(part.encoded(self._clip, [torch.tensor([0])], stage))
-            if self._has_room_for(one.nbytes * len(part)):
+                has_room = self._has_room_for(part, stage, one.nbytes)
+            if has_room:
                 return self.of(part, stage)
         with self._events.phase("decode"):
             return part.with_images_kept()
 
-    def stage_name(self, stage: int) -> str:
-        """Say what is kept: "features", or what it enters, such as "block 9 of 12"."""
+    def _stage_name(self, stage: int) -> str:
+        """Name what is kept: "features", or what it enters, such as "block 9 of 12"."""
         return "features" if stage == ENCODED else self._clip.image_stages[stage].name
 
-    def _has_room_for(self, needed: int) -> bool:
+    def _has_room_for(self, part: Samples, stage: int, row_bytes: int) -> bool:
+        """Say whether the rows of `part` may be kept: in memory, or those not yet kept on the disk."""
+        needed = row_bytes * len(part)
         if needed <= KEPT_BYTES:
             return True
-        if self._cache is None:
+        if self._cache is None or not isinstance(part.images, Pixels):
+            return False
+        limit = self._cache.limit_bytes
+        if limit is not None and needed > limit:
             return False
         folder = next(p for p in (self._cache.folder, *self._cache.folder.parents) if p.exists())
-        limit = self._cache.limit_bytes
-        free = shutil.disk_usage(folder).free - DISK_LEFT_FREE_BYTES
-        return needed <= (free if limit is None else min(free, limit // 2))
+        missing = self._cache.missing(self._kind_at(stage), _digests(part.images))
+        return row_bytes * missing <= shutil.disk_usage(folder).free - DISK_LEFT_FREE_BYTES
+
+    def _kind_at(self, stage: int) -> dict[str, str]:
+        return {**self._kind, "stage": self._stage_name(stage)}
 
     def _rows(self, part: Samples, stage: int) -> Rows:
         if not isinstance(part.images, Pixels):  # rows of a file already, all that is frozen behind them
             return torch.cat([*part.encoded(self._clip, torch.arange(len(part)).split(AT_ONCE), stage)])
         if self._cache is None:
             return self._computed_now(part, stage)
-        kind = {**self._kind, "stage": self.stage_name(stage)}
         rows = self._cache.rows(
-            kind, _digests(part.images), self._compute(part, stage), AT_ONCE, self._progress
+            self._kind_at(stage), _digests(part.images), self._compute(part, stage), AT_ONCE, self._progress
         )
         row_bytes = rows[torch.tensor([0])].nbytes
-        self._add(Found(len(part), rows.found, rows.computed, row_bytes * len(part), rows.seconds))
+        self._add(stage, Found(len(part), rows.found, rows.computed, row_bytes * len(part), rows.seconds))
         if row_bytes * len(part) > KEPT_BYTES:
             return rows  # stays in its files, of which what is asked for is read
         return rows.tensor().to(part.labels.device)
@@ -131,7 +150,7 @@ class FrozenFeatures:
             self._progress(min(len(rows) * AT_ONCE, len(part)), len(part))
         together = torch.cat(rows)
         seconds = perf_counter() - started
-        self._add(Found(len(part), 0, len(part), together.nbytes, seconds))
+        self._add(stage, Found(len(part), 0, len(part), together.nbytes, seconds))
         return together
 
     def _compute(self, part: Samples, stage: int) -> Compute:
@@ -146,27 +165,35 @@ class FrozenFeatures:
     def _progress(self, done: int, total: int) -> None:
         self._events.advance(Phase("features"), done, total)
 
-    def _add(self, found: Found) -> None:
-        mine = self.found
-        self.found = Found(*(a + b for a, b in zip(vars(mine).values(), vars(found).values(), strict=True)))
+    def _add(self, stage: int, found: Found) -> None:
+        so_far = vars(self._found.get(stage, Found())).values()
+        self._found[stage] = Found(*(a + b for a, b in zip(so_far, vars(found).values(), strict=True)))
 
 
-def kind_of_rows(config: RunConfig, weights: str, preprocess: Any) -> dict[str, str]:
+# What decodes and prepares images, and what towers are made of.
+_LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow")
+
+
+def kind_of_rows(config: RunConfig, weights: str, model: Mapping[str, Any]) -> dict[str, str]:
     """Say all that a row depends on besides the image and the stage.
+
+    What `compute` compiles or lays out otherwise does not count: it is applied once the rows are there.
 
     Args:
         config: the cell.
-        weights: fingerprint of its model.
-        preprocess: of the model's images; its `repr` must tell all of its settings.
+        weights: fingerprint of its model's.
+        model: open_clip's configuration of the model and of its preprocessing.
     """
+    cuda = config.device.startswith("cuda")
     return {
         "weights": weights,
-        "preprocessing": " ".join(repr(preprocess).split()),
+        "model": json.dumps(model, sort_keys=True, default=str),
         "dtype": config.model.dtype,
-        "device": config.device.partition(":")[0],
-        "compute": config.compute.model_dump_json(),
+        "device": torch.cuda.get_device_name(config.device) if cuda else config.device,
+        "threads": str(config.compute.threads),
+        "matmul_precision": config.compute.matmul_precision,
         "batch": str(AT_ONCE),
-        "libraries": f"torch {torch.__version__}, open_clip {open_clip.__version__}",
+        "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
     }
 
 

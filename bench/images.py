@@ -6,14 +6,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bench.tasks.base import Images
+from bench.tasks.base import Images, ImagesView
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,6 +70,10 @@ class Pixels:
             for image in chain.from_iterable(waiting):
                 image.cancel()
 
+    def select(self, indices: Tensor) -> Pixels:
+        """Give the images at `indices` (n,) alone."""
+        return replace(self, images=ImagesView(self.images, indices.numpy()))
+
     def kept(self) -> Pixels | Kept:
         """Decode all images into one tensor, for methods that need them every round, if that is small."""
         one = self._one(0)
@@ -94,6 +98,10 @@ class Kept:
     def ahead(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Give the images of each batch of indices in turn."""
         return map(self.__getitem__, batches)
+
+    def select(self, indices: Tensor) -> Kept:
+        """Give the images at `indices` (n,) alone."""
+        return Kept(self.pixels[indices])
 
     def kept(self) -> Kept:
         """Give itself."""

@@ -21,12 +21,13 @@ from bench.measure.clock import Clock
 from bench.measure.environment import describe
 from bench.measure.memory import Memory
 from bench.measure.traffic import Traffic
+from bench.models import open_clip_config
 from bench.splits import Split
 from flora.cache import FeatureCache
 from flora.errors import BadInput
 from flora.events import Events, Listener, RoundRecord
 from flora.features import Samples
-from flora.federation import Federation, evaluate
+from flora.federation import Federation, evaluate, participants
 from flora.group import can_be_grouped, clients_at_once
 from flora.local import LocalTraining
 from flora.method import Method
@@ -68,9 +69,12 @@ def run_cell(
         with events.phase("prepare"):
             method = make_method(config, inputs)
             _check_prompts(method, inputs.suites)
-        samples = _samples_for(method, inputs, frozen, events)
+        train, shares = _in_use(config, inputs)
+        samples = _samples_for(method, (train, inputs.test), frozen, events)
+        applied(method.clip, config.compute)
         traffic = Traffic(_closed_form_bytes(method), len(method.trainable))
-        training = _training(config, method, samples, inputs, Events((traffic, *events.listeners)))
+        told = Events((traffic, *events.listeners))
+        training = _training(config, method, samples, shares, inputs.division.client_test, told)
         records = list(training.rounds(config.rounds))
         _check_convergence(records)
         trained = _transfer(method, training, inputs.suites, frozen, events)
@@ -81,7 +85,7 @@ def run_cell(
         "summary": {
             **_accuracies(records, zero_shot, trained),
             **_costs(clock, memory, traffic),
-            "extraction_seconds": None if frozen is None else frozen.found.extraction_seconds,
+            "extraction_seconds": None if frozen is None else frozen.extraction_seconds,
             "clients_per_batch": _together(training),
             "trainable_parameters": sum(p.numel() for p in method.trainable.values()),
             "train_flops": None,  # a field of the schema that is not measured yet
@@ -119,7 +123,6 @@ def make_method(config: RunConfig, inputs: Inputs) -> Method:
             "use a method that trains behind the towers, such as linear_probe"
         )
     method.clip.shrink_frozen()
-    applied(method.clip, config.compute)
     return method
 
 
@@ -145,8 +148,10 @@ def _frozen(
     if config.acceleration == "none":
         return None
     model = inputs.model
-    kind = kind_of_rows(config, inputs.sources["model"], model.preprocess)
-    return FrozenFeatures(model.clip, kind, cache, events)
+    precomputed = config.model.name == PRECOMPUTED
+    described = {} if precomputed else open_clip_config(config.model.name)
+    kind = kind_of_rows(config, inputs.sources["model"], described)
+    return FrozenFeatures(model.clip, kind, None if precomputed else cache, events)
 
 
 def _zero_shot(
@@ -193,14 +198,26 @@ def _generator(config: RunConfig) -> torch.Generator:
     return torch.Generator().manual_seed(config.seed.init)
 
 
+def _in_use(config: RunConfig, inputs: Inputs) -> tuple[Samples, list[Tensor]]:
+    """Give the samples that any client has, and whose they are: with few shots most have no client."""
+    shares = _indices(inputs.division.split.indices)
+    used = torch.cat(shares).unique()
+    if config.mode == "centralized":
+        shares = [used]
+    if len(used) == len(inputs.train):
+        return inputs.train, shares
+    return inputs.train.select(used), [torch.searchsorted(used, share) for share in shares]
+
+
 def _samples_for(
-    method: Method, inputs: Inputs, frozen: FrozenFeatures | None, events: Events
+    method: Method, parts: tuple[Samples, Samples], frozen: FrozenFeatures | None, events: Events
 ) -> tuple[Samples, Samples]:
     """Give training and test samples as the method sees them: what a frozen tower gives, or images."""
+    train, test = parts
     if frozen is not None:
-        return frozen.for_training(method, inputs.train), frozen.for_training(method, inputs.test)
+        return frozen.for_training(method, train), frozen.for_training(method, test)
     with events.phase("decode"):
-        return inputs.train.with_images_kept(), inputs.test.with_images_kept()
+        return train.with_images_kept(), test.with_images_kept()
 
 
 def _closed_form_bytes(method: Method) -> int:
@@ -208,25 +225,28 @@ def _closed_form_bytes(method: Method) -> int:
 
 
 def _training(
-    config: RunConfig, method: Method, samples: tuple[Samples, Samples], inputs: Inputs, events: Events
+    config: RunConfig,
+    method: Method,
+    samples: tuple[Samples, Samples],
+    shares: Sequence[Tensor],
+    client_test: Sequence[Any],
+    events: Events,
 ) -> Federation | LocalTraining:
     """Put together who trains: a federation, every client alone, or one with all of their data."""
     train, test = samples
-    shares = _indices(inputs.division.split.indices)
-    if config.mode == "centralized":
-        shares = [torch.cat(shares).unique()]
     kept = states_for(method, len(shares), config.training)
     clients = (method, train, shares, config.training, kept, config.seed.order)
     common: dict[str, Any] = {
         "participation": config.participation,
         "participation_seed": config.seed.participation,
-        "client_test": _indices(inputs.division.client_test),
+        "client_test": _indices(client_test),
         "events": events,
     }
     if config.mode != "federated":
         trained = models_for(method, len(shares))
         return LocalTraining(method, OneByOne(*clients), test, len(shares), trained, **common)
-    at_once = _clients_at_once(config, method, train, shares)
+    with events.phase("prepare"):
+        at_once = _clients_at_once(config, method, train, shares)
     runner = OneByOne(*clients) if at_once == 1 else Grouped(*clients, at_once)
     return Federation(method, runner, test, len(shares), **common)
 
@@ -239,11 +259,12 @@ def _clients_at_once(config: RunConfig, method: Method, train: Samples, shares: 
     """
     asked = config.clients_per_batch
     if asked == "auto":
-        return clients_at_once(method, train, shares, config.training)
-    if asked > 1 and not can_be_grouped(method):
+        in_round = len(participants(len(shares), config.participation, config.seed.participation, 1))
+        return clients_at_once(method, train, shares, config.training, in_round)
+    if asked > 1 and not can_be_grouped(method, train, shares[0]):
         raise BadInput(
             f"clients_per_batch: {asked} clients of {config.method.name} cannot be trained together here "
-            "(nothing trains, half precision, or PEFT's code for it cannot be mapped); use 1 or auto"
+            "(nothing trains, half precision, or a layer's code cannot be mapped); use 1 or auto"
         )
     return asked
 
@@ -255,11 +276,7 @@ def _together(training: Federation | LocalTraining) -> int:
 
 def _features(frozen: FrozenFeatures | None, train: Samples) -> dict[str, Any] | None:
     """Describe what was kept of the image tower; None where training went through all of it each time."""
-    if frozen is None or train.features is None:
-        return None
-    found = asdict(frozen.found)
-    del found["extraction_seconds"]  # among the summary's times
-    return {**found, "stage": frozen.stage_name(train.stage)}
+    return None if frozen is None or train.features is None else frozen.describe(train.stage)
 
 
 def _indices(parts: Sequence[Any]) -> list[Tensor]:

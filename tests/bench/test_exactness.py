@@ -31,7 +31,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 def in_pairs(method, *rest):
     """Group clients where that is possible: unequal ones, and a last group that may be smaller."""
-    return Grouped(method, *rest, 2) if can_be_grouped(method) else OneByOne(method, *rest)
+    samples, shares = rest[:2]
+    together = can_be_grouped(method, samples, shares[0])
+    return Grouped(method, *rest, 2) if together else OneByOne(method, *rest)
 
 
 # Who carries out the clients' work, by name: all with the arguments of OneByOne; and what a cell says of it.

@@ -12,6 +12,7 @@ from PIL import Image
 from bench.config import RunConfig
 from bench.frozen import AT_ONCE, FrozenFeatures, kind_of_rows
 from bench.inputs import load_inputs
+from bench.models import open_clip_config
 from bench.run import run_cell
 from bench.tasks.base import ArrayImages
 from flora.cache import FeatureCache
@@ -60,6 +61,12 @@ def test_what_other_cells_left_behind_changes_no_bit(cache):
     assert numbers(result, weights) == numbers(*expected)
 
 
+def test_images_that_no_client_has_are_not_computed():
+    result, _ = run(split={"name": "iid", "shots": 1}, clients=2)
+    assert result["features"]["images"] == 2 * 10 + 37
+    assert result["data"]["train"] == 50
+
+
 def test_one_extraction_serves_methods_splits_and_seeds(cache):
     run(cache)
     for fields in ({"method": "linear_probe"}, {"split": "dirichlet"}, {"seed": {"order": 3, "init": 1}}):
@@ -69,7 +76,7 @@ def test_one_extraction_serves_methods_splits_and_seeds(cache):
 def poison(cache):
     """Put rows that are whole but wrong into the cache, for all images of the small runs."""
     inputs = load_inputs(configured())
-    kind = kind_of_rows(configured(), inputs.sources["model"], inputs.model.preprocess)
+    kind = kind_of_rows(configured(), inputs.sources["model"], open_clip_config("tiny"))
     frozen = FrozenFeatures(inputs.model.clip, kind, cache, Events())
     generator = torch.Generator().manual_seed(0)
     frozen._compute = lambda part, stage: (
@@ -139,23 +146,19 @@ def test_progress_is_told(kept, cache):
 # --- the key -------------------------------------------------------------------------------------------
 
 
-PREPROCESS = "Compose(Resize(32))"
-KIND = {"weights": "abc", "preprocess": PREPROCESS, "fields": {}}
+KIND = {"weights": "abc", "model": {"model_cfg": {}, "preprocess_cfg": {"size": 32}}, "fields": {}}
 OTHERS = [
     {"weights": "abd"},
-    {"preprocess": "Compose(Resize(33))"},
+    {"model": {"model_cfg": {}, "preprocess_cfg": {"size": 33}}},
+    {"model": {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"size": 32}}},
     {"fields": {"model": {"dtype": "float64"}}},
-    {"fields": {"compute": {"channels_last": True}}},
+    {"fields": {"compute": {"threads": 3}}},
     {"fields": {"compute": {"matmul_precision": "high"}}},
 ]
 
 
-def shelf(tmp_path, weights, preprocess, fields):
-    class Preprocess:
-        def __repr__(self):
-            return preprocess
-
-    return Shelf.of(tmp_path, kind_of_rows(configured(**fields), weights, Preprocess())).path
+def shelf(tmp_path, weights, model, fields):
+    return Shelf.of(tmp_path, kind_of_rows(configured(**fields), weights, model)).path
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=json.dumps)

@@ -352,13 +352,13 @@ class Phases(Listener):
     ("method", "acceleration", "expected"),
     [
         # of the test images for zero-shot, and of the training images for training
-        ("flora", "exact", ["load", "features", "zero_shot", "prepare", "features", "evaluate"]),
+        ("flora", "exact", ["load", "features", "zero_shot", "prepare", "features", "prepare", "evaluate"]),
         (
             "full_finetune",
             "exact",
-            ["load", "features", "zero_shot", "prepare", "decode", "decode", "evaluate"],
+            ["load", "features", "zero_shot", "prepare", "decode", "decode", "prepare", "evaluate"],
         ),
-        ("flora", "none", ["load", "zero_shot", "prepare", "decode", "evaluate"]),
+        ("flora", "none", ["load", "zero_shot", "prepare", "decode", "prepare", "evaluate"]),
     ],
 )
 def test_features_are_kept_where_the_image_tower_is_frozen(method, acceleration, expected):
