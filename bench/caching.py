@@ -30,6 +30,22 @@ def default_folder() -> Path:
     return platformdirs.user_cache_path("flora-bench", appauthor=False) / "features"
 
 
+def folder_for_runs(named: str | None) -> Path:
+    """The folder that `--cache` names, else the default; it need not be there yet.
+
+    Raises:
+        BadInput: the name is empty, or a file is where the folder or one above it would be.
+    """
+    if named is not None and not named.strip():
+        raise BadInput(f"--cache: {named!r} is no folder; name one, or give --no-cache")
+    place = default_folder() if named is None else Path(named).expanduser().absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    if not there.is_dir():
+        field = "--cache" if named is not None else FOLDER_VARIABLE
+        raise BadInput(f"{field}: {str(there)!r} is a file; name a folder, there or yet to be made")
+    return place
+
+
 def default_limit_bytes() -> int:
     """What `FLORA_BENCH_CACHE_LIMIT` says, else 20 GB.
 

@@ -78,8 +78,9 @@ def applied(clip: Clip, compute: Compute) -> Clip:
 
 
 def _channels_last(tower: nn.Module) -> None:
-    """Lay out the tower's images, which its convolutions pass on, and the weights that do not train.
+    """Lay out what enters the tower's convolutions, and their weights that do not train.
 
+    The hooks are the convolutions' own, as `Clip` runs the stages of a tower without calling the tower.
     What trains keeps its layout: fused optimisers go through weights and moments side by side as they lie in
     memory, and moments that were put away come back in the plain layout.
     """
@@ -89,9 +90,11 @@ def _channels_last(tower: nn.Module) -> None:
         images, *rest = inputs
         return images.contiguous(memory_format=torch.channels_last), *rest
 
-    tower.register_forward_pre_hook(lay_out)
     for module in tower.modules():
-        if isinstance(module, torch.nn.Conv2d) and not module.weight.requires_grad:
+        if not isinstance(module, torch.nn.Conv2d):
+            continue
+        module.register_forward_pre_hook(lay_out)
+        if not module.weight.requires_grad:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 

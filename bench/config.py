@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from bench.catalogue import load_method, method_modules
 from bench.splits import SPLITS, SplitConfig, SplitSpec
@@ -160,6 +169,14 @@ def _same_seed(value: object) -> object:
     return value
 
 
+def _auto_or_number(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    """Say in one sentence what pydantic would say of each of the two forms."""
+    try:
+        return read(value)
+    except ValidationError:
+        raise BadInput(f"clients_per_batch: {value!r} must be auto or a whole number from 1") from None
+
+
 class RunConfig(Training):
     """One run. Field by field as documented in the README; a training's fields are among them."""
 
@@ -179,7 +196,9 @@ class RunConfig(Training):
     compute: Compute = Compute()
     tuning: Tuning | None = None
     acceleration: Literal["exact", "none"] = "exact"
-    clients_per_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    clients_per_batch: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1)], WrapValidator(_auto_or_number)
+    ] = "auto"
     engine: Literal["local"] = "local"
     device: str = Field("auto", validate_default=True)
 

@@ -15,12 +15,40 @@ import typer
 from flora.errors import BadInput, nearest
 
 if TYPE_CHECKING:
+    from flora.cache import FeatureCache
     from flora.shelves import Checked, Shelf
 
 ACTIONS = ("show", "trim", "verify")
 EXIT_DAMAGED = 1
 # Hashes are told apart by fewer digits than they have.
 SHOWN_CHARACTERS = 16
+
+# What commands that run cells take.
+CacheFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--cache", metavar="FOLDER", help="Folder for what frozen towers give; default: the user's own."
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep none of it beyond the run of each cell.")]
+
+
+def opened(folder: str | None, no_cache: bool) -> FeatureCache | None:
+    """Open the cache that a command's options ask for; None for none.
+
+    Raises:
+        BadInput: they exclude each other, or there can be no folder where one is named.
+    """
+    from bench.caching import folder_for_runs
+
+    if no_cache:
+        if folder is not None:
+            raise BadInput("--cache and --no-cache exclude each other; give one of them")
+        return None
+    place = folder_for_runs(folder)
+    from bench.frozen import cache_in  # what needs torch takes seconds
+
+    return cache_in(place)
 
 
 def cache(

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bench.perf.experiment import Record
 
 RESULTS = Path("results/reference/performance")
+# Apart from those that decide something.
+QUICK_RESULTS = Path("results/performance-quick")
 REPORTS = Path("reports/reference/performance")
 EXIT_SHORT, EXIT_INTERRUPTED = 1, 130
 
@@ -24,7 +26,9 @@ def perf(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help=f"Folder to write to; if not given, {RESULTS}, and for figures {REPORTS}."),
+        typer.Option(
+            help=f"Folder to write to; if not given, {RESULTS}, {QUICK_RESULTS} or, for figures, {REPORTS}."
+        ),
     ] = None,
     source: Annotated[Path, typer.Option("--from", help="For figures: folder of experiments.")] = RESULTS,
     device: Annotated[str, typer.Option(help="Where the work runs: cpu, cuda or auto.")] = "cpu",
@@ -41,7 +45,7 @@ def perf(
         case ["figures"]:
             _figures(source, out or REPORTS)
         case wanted:
-            _run(wanted, out or RESULTS, device, quick, full, as_json)
+            _run(wanted, out or (QUICK_RESULTS if quick else RESULTS), device, quick, full, as_json)
 
 
 def _list(as_json: bool) -> None:

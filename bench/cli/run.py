@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.cli.cache import CacheFolder, NoCache, opened
 from flora.errors import BadInput, nearest
 
 if TYPE_CHECKING:
@@ -33,27 +34,22 @@ def run(
     weights: Annotated[
         str, typer.Option(help="Trained tensors to keep for `export`: small (up to 16 MiB), all or none.")
     ] = "small",
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for what frozen towers give; default: the user's own.")
-    ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Keep none of it beyond the run of each cell.")
-    ] = False,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what became of each cell as JSON.")] = False,
 ) -> None:
     """Run the cells that have no result yet, and print a table of all of them."""
     from bench.cli.progress import progress
     from bench.execute import run_matrix
-    from bench.frozen import cache_in
     from bench.matrix import Matrix
     from bench.matrix import smoke as scaled_down
     from bench.store import WEIGHTS_KEPT_BYTES
 
     if weights not in WEIGHTS_KEPT_BYTES:
         raise BadInput(f"--weights: there is no {weights!r}{nearest(weights, WEIGHTS_KEPT_BYTES)}")
+    kept = opened(cache, no_cache)
     cells = Matrix.read(source, overrides or []).cells()
     cells = scaled_down(cells) if smoke else cells
-    kept = None if no_cache else cache_in(cache)
     outcomes: list[Outcome] = []
     try:
         with progress(sys.stderr) as watcher:

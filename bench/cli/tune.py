@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.cli.cache import CacheFolder, NoCache, opened
 from flora.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.config import RunConfig
     from bench.tune import Choice
+    from flora.cache import FeatureCache
 
 
 def tune(
@@ -31,6 +33,8 @@ def tune(
     share: Annotated[float, typer.Option(help="Part of each client's training data held out.")] = 0.2,
     results: Annotated[Path, typer.Option(help="Folder the trials are kept in.")] = Path("results/tuning"),
     out: Annotated[Path, typer.Option(help="Matrix file to write.")] = Path("tuned.yaml"),
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the choices as JSON.")] = False,
 ) -> None:
     """Try every setting of a grid for every cell of a matrix, and write the matrix of the best."""
@@ -39,9 +43,10 @@ def tune(
     values = read_grid(grid or [])
     if out.exists() or not out.parent.is_dir():
         raise BadInput(f"--out: {str(out)!r} must be a new file in a folder that is there")
+    kept = opened(cache, no_cache)
     by_cell = trials(source, overrides or [], values, share)
     cells = {cell.hash: cell for mine in by_cell for trial in mine for cell in trial.validation}
-    accuracies = _run(list(cells.values()), results)
+    accuracies = _run(list(cells.values()), results, kept)
     choices = [choose(mine, accuracies, values) for mine in by_cell]
     try:
         out.write_text(to_matrix(choices), encoding="utf-8")
@@ -51,16 +56,15 @@ def tune(
     typer.echo(f"wrote {out}; next: flora-bench run {out}", err=True)
 
 
-def _run(cells: list[RunConfig], results: Path) -> dict[str, float]:
+def _run(cells: list[RunConfig], results: Path, cache: FeatureCache | None) -> dict[str, float]:
     """Run the trials that have no result yet; give the accuracies of all that have one, by hash."""
     from bench.cli.progress import progress
     from bench.config import label
     from bench.execute import run_matrix
-    from bench.frozen import cache_in
 
     try:
         with progress(sys.stderr) as watcher:
-            outcomes = list(run_matrix(cells, results, watcher=watcher, cache=cache_in()))
+            outcomes = list(run_matrix(cells, results, watcher=watcher, cache=cache))
     except KeyboardInterrupt:
         typer.echo(
             f"interrupted: trials that finished are kept in {results}; give the same command again", err=True

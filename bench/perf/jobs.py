@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from bench.config import RunConfig, label
 from bench.perf.apart import with_suite_on_path
 from bench.perf.experiment import Setting
 from bench.run import run_cell
+from flora.cache import FeatureCache
 from flora.events import Listener, RoundRecord
 
 logger = logging.getLogger(__name__)
@@ -32,11 +34,11 @@ def job(setting: Setting, **fields: Any) -> dict[str, Any]:
     return {**(_QUICK_JOB if setting.quick else _JOB), "device": setting.device, **fields}
 
 
-def run(values: dict[str, Any], *listeners: Listener) -> dict[str, Any]:
-    """Run a cell in this process, with no features kept from before; gives its result."""
+def run(values: dict[str, Any], *listeners: Listener, cache: FeatureCache | None = None) -> dict[str, Any]:
+    """Run a cell in this process, with no features from before but those in `cache`; gives its result."""
     config = RunConfig.read(values)
     logger.info("%s, %d clients, %d rounds", label(config), config.clients, config.rounds)
-    return run_cell(config, listeners)
+    return run_cell(config, listeners, cache=cache)
 
 
 def warm_up(setting: Setting) -> None:
@@ -81,6 +83,12 @@ def run_apart(values: dict[str, Any]) -> Apart:
 def round_seconds(result: dict[str, Any]) -> float:
     """Mean seconds of a round: send, train, receive, aggregate, evaluate."""
     return float(result["summary"]["round_seconds"])
+
+
+def own_memory_bytes(result: Mapping[str, Any]) -> int:
+    """Peak of the process over what was resident before the run began."""
+    summary = result["summary"]
+    return int(summary["peak_memory_bytes"] - summary["resident_at_start_bytes"])
 
 
 def extraction_seconds(result: dict[str, Any]) -> float:

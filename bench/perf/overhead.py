@@ -117,3 +117,6 @@ class _NoImages:
 
     def kept(self) -> ImageSource:
         return self
+
+    def select(self, indices: Tensor) -> ImageSource:
+        return self

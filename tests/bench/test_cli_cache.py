@@ -212,6 +212,70 @@ def test_nothing_heavy_is_loaded(folder: Path, arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+# --- the options of commands that run cells --------------------------------------------------------------
+
+RUN = ["run", "quick", "--results", "results"]
+TUNE = ["tune", "quick", "--grid", "rounds=[1]", "--out", "tuned.yaml", "--results", "results"]
+EXCLUDE = "--cache and --no-cache exclude each other; give one of them"
+NO_FILE = "is a file; name a folder, there or yet to be made"
+
+
+@pytest.mark.parametrize("command", [RUN, TUNE], ids=["run", "tune"])
+@pytest.mark.parametrize(
+    ("options", "environment", "complaint"),
+    [
+        (["--cache", "file"], None, f"--cache: '{{}}/file' {NO_FILE}"),
+        (["--cache", "file/below"], None, f"--cache: '{{}}/file' {NO_FILE}"),
+        (["--cache", ""], None, "--cache: '' is no folder; name one, or give --no-cache"),
+        (["--cache", "new", "--no-cache"], None, EXCLUDE),
+        ([], "file", f"FLORA_BENCH_CACHE: '{{}}/file' {NO_FILE}"),
+    ],
+)
+def test_a_cache_that_cannot_be_is_refused_before_anything_runs(
+    run_cli: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    options: list[str],
+    environment: str | None,
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    if environment is not None:
+        monkeypatch.setenv("FLORA_BENCH_CACHE", environment)
+    code, out, err = run_cli(*command, *options)
+    assert (code, out, err) == (2, "", f"flora-bench: {complaint.format(tmp_path)}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", [RUN, TUNE], ids=["run", "tune"])
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [(["--cache", "new/cache"], "new/cache"), ([], "by variable"), (["--no-cache"], None)],
+)
+def test_cells_run_with_the_cache_that_was_asked_for(
+    run_cli: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    options: list[str],
+    place: str | None,
+) -> None:
+    given = []
+
+    def run_matrix(*arguments: object, **more: object) -> list[object]:
+        given.append(more.get("cache", arguments[-1]))
+        raise BadInput("far enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLORA_BENCH_CACHE", str(tmp_path / "by variable"))
+    monkeypatch.setattr("bench.execute.run_matrix", run_matrix)
+    assert run_cli(*command, *options)[2] == "flora-bench: far enough\n"
+    (cache,) = given
+    assert (None if cache is None else cache.folder) == (place and tmp_path / place)
+
+
 # --- where, and how much -------------------------------------------------------------------------------
 
 

@@ -89,7 +89,10 @@ def test_channels_last_lays_out_images_and_the_convolutions_that_do_not_train(tr
     assert model.vision.conv1.weight.is_contiguous(memory_format=torch.channels_last) is not trains
     seen = []
     model.vision.conv1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    model.vision(torch.zeros(2, 3, 32, 32))
+    images = torch.zeros(2, 3, 32, 32)
+    model.encode_image(images)
+    assert images.is_contiguous()
+    assert not images.is_contiguous(memory_format=torch.channels_last)
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 

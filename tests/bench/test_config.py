@@ -104,6 +104,9 @@ BAD = [
     ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas.1: 1 must be less than 1"),
     ({"optimizer": {"betas": [0.9]}}, "optimizer.betas.1: [0.9] has a value too few"),
     ({"seed": -1}, "seed.split: -1 must be greater than or equal to 0"),
+    ({"clients_per_batch": 0}, "clients_per_batch: 0 must be auto or a whole number from 1"),
+    ({"clients_per_batch": "many"}, "clients_per_batch: 'many' must be auto or a whole number from 1"),
+    ({"clients_per_batch": 2.5}, "clients_per_batch: 2.5 must be auto or a whole number from 1"),
     ({"data": {"max_train": 0}}, "data.max_train: 0 must be greater than or equal to 1"),
     # a value of another kind
     ({"clients": 2.5}, "clients: 2.5 must be a valid integer"),
@@ -120,6 +123,7 @@ BAD = [
     ({1: 2}, "1: "),
     # a truth value where a number belongs: YAML reads `rounds: on` so
     ({"clients": True}, "clients: True must be a number, not a truth value"),
+    ({"clients_per_batch": True}, "clients_per_batch: True must be a number, not a truth value"),
     ({"rounds": False}, "rounds: False must be a number, not a truth value"),
     ({"seed": True}, "seed: True must be a whole number"),
     ({"seed": {"init": True}}, "seed.init: True must be a number, not a truth value"),

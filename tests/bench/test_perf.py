@@ -1,8 +1,10 @@
 """Experiments: what they leave, their verdicts, their figures; the roofline's formulas against torch's."""
 
 import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cli import main
-from bench.perf import jobs
+from bench.perf import cells_together, crowds, footprint, jobs, shortcuts
 from bench.perf.apart import with_suite_on_path
 from bench.perf.catalogue import EXPERIMENTS, chosen
 from bench.perf.costs import PASSES, Sizes, Step, Work, step_cost
@@ -147,8 +149,17 @@ def here(monkeypatch):
     def run(values):
         return jobs.Apart(jobs.run(values), 1.0)
 
-    for module in ("shortcuts", "footprint"):
+    for module in ("shortcuts", "footprint", "crowds"):
         monkeypatch.setattr(f"bench.perf.{module}.run_apart", run)
+
+
+# Of two measurements: at such sizes noise decides their sign.
+DIFFERENCES = (
+    "growth_over_rounds_megabytes",
+    "growth_with_clients_over_model",
+    "memory_over_budget",
+    "tiny_extra_ms_per_client",
+)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("gpu", "roofline")])
@@ -157,8 +168,88 @@ def test_every_experiment_runs_and_gives_what_its_targets_ask_for(here, name):
     record = experiment.run(QUICK)
     assert record.quick
     assert [check.figure for check in record.checks] == [target.figure for target in experiment.targets]
-    assert all(check.value > -1 and check.holds is None for check in record.checks)
+    assert all(math.isfinite(check.value) and check.holds is None for check in record.checks)
+    assert all(check.value > 0 for check in record.checks if check.figure not in DIFFERENCES)
     assert json.loads(record.model_dump_json())["figures"] == record.figures
+
+
+def a_result(seconds=1.0, peak=0, start=0, seen=1, **config):
+    """A cell's result with rounds of training of so many seconds, after one that warms up."""
+    rounds = [
+        {"seconds": {"train": 0.75 * wall, "evaluate": 0.25 * wall}, "samples_seen": seen}
+        for wall in (0.0, 100.0, seconds, seconds)
+    ]
+    summary = {
+        "round_seconds": seconds, "total_seconds": seconds, "features_seconds": 6.0,
+        "peak_memory_bytes": peak, "resident_at_start_bytes": start, "peak_gpu_memory_bytes": None,
+        "clients_per_batch": 1, "payload_bytes": 8,
+    }  # fmt: skip
+    return {"rounds": rounds, "summary": summary, "config": config}
+
+
+def test_grouped_is_held_against_one_by_one():
+    together = a_result(2.0, peak=900, start=400)
+    alone = a_result(8.0, peak=500, start=300)
+    together["rounds"][2]["seconds"]["rest"] = 50.0  # no part of a round's cost
+    found = crowds._compared(together, alone)
+    assert (found["speedup"], found["grouped_round_seconds"]) == (4.0, 2.0)
+    less = {"grouped_memory_bytes": 100, "one_by_one_memory_bytes": 90}
+    assert crowds._extra_memory({"flora": found, "other": less}) == 500 - 200
+    assert crowds._largest_rise([4.0, 2.0, 1.0, 1.5]) == 1.5
+    assert crowds._largest_rise([4.0, 2.0, 1.0]) == 0.5
+
+
+def test_growth_with_clients_leaves_out_what_was_there_before():
+    few, many = a_result(peak=500, start=300), a_result(peak=900, start=400)
+    assert footprint._growth(few, many, model_bytes=1200) == 0.25
+
+
+def test_shortcuts_divide_the_unaccelerated_by_the_accelerated(monkeypatch):
+    walls = {"exact": 2.0, "none": 120.0}
+    passes = iter([99.0, 4.0, 5.0, 50.0])  # the first is cold and left out
+    monkeypatch.setattr(shortcuts, "warm_up", lambda setting: None)
+    monkeypatch.setattr(shortcuts, "_forward_pass", lambda values: lambda: next(passes))
+    monkeypatch.setattr(
+        shortcuts, "run", lambda values, cache=None: a_result(walls[values.get("acceleration", "exact")])
+    )
+    figures = shortcuts.shortcuts(Setting()).figures
+    assert (figures["round_speedup"], figures["features_over_forward"]) == (60.0, 6.0 / 5.0)
+    assert next(passes, None) is None
+
+
+def test_headline_divides_full_fine_tuning_by_flora(monkeypatch):
+    results = {
+        ("flora", "exact"): a_result(2.0, peak=100),
+        ("full_finetune", "exact"): a_result(80.0, peak=300),
+        ("flora", "none"): a_result(10.0, peak=200),
+        ("full_finetune", "none"): a_result(90.0, peak=400),
+    }
+    monkeypatch.setattr(
+        shortcuts, "run_apart", lambda v: jobs.Apart(results[v["method"], v["acceleration"]], 1.0)
+    )
+    figures = shortcuts.headline(Setting()).figures
+    assert (figures["round_speedup"], figures["memory_ratio"]) == (40.0, 3.0)
+    assert (figures["none_round_speedup"], figures["none_memory_ratio"]) == (9.0, 2.0)
+
+
+def test_fifty_rounds_extrapolate_from_rounds_and_not_from_start_up(monkeypatch):
+    plain = a_result(4.0)
+    plain["rounds"] = plain["rounds"][1:]  # round 0, then two of 4 s
+    apart = {"exact": jobs.Apart({}, 20.0), "none": jobs.Apart(plain, 30.0)}
+    monkeypatch.setattr(shortcuts, "run_apart", lambda v: apart[v.get("acceleration", "exact")])
+    measured = shortcuts.fifty_rounds(Setting())
+    assert measured.extrapolated
+    assert measured.figures["none_total_seconds"] == 30 + 45 * 4
+    assert measured.figures["total_speedup"] == 210 / 20
+
+
+def test_cells_that_were_not_run_lie_on_the_line_through_those_that_were():
+    def cell(seen, seconds, acceleration):
+        return a_result(seconds, seen=seen, method={"name": "flora"}, acceleration=acceleration, shots=seen)
+
+    none = [cell(1, 10.0, "none"), cell(5, 50.0, "none")]
+    exact = [cell(seen, 1.0, "exact") for seen in (1, 2, 5)]
+    assert cells_together._predicted(exact, none) == [10.0, 20.0, 50.0]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -190,6 +281,29 @@ def test_an_unknown_name_is_one_line_and_exit_2(run_cli, tmp_path):
     code, out, err = run_cli("headlin", "--out", str(tmp_path))
     assert (code, out) == (2, "")
     assert err == "flora-bench: perf: there is no experiment 'headlin'; did you mean 'headline'?\n"
+
+
+@pytest.mark.parametrize("name", ["figures", "list"])
+def test_what_is_no_experiment_goes_alone(run_cli, tmp_path, name):
+    code, out, err = run_cli("shortcuts", name, "--out", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert err == f"flora-bench: perf: `{name}` goes alone; leave the other names out\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"), [(["--quick"], "results/performance-quick"), ([], "results/reference/performance")]
+)
+def test_quick_runs_do_not_go_where_those_that_decide_are(run_cli, monkeypatch, tmp_path, flags, folder):
+    places = []
+
+    def run_apart(experiment, setting, out):
+        places.append(out)
+        return with_verdict(experiment.name, None)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.perf.apart.run_apart", run_apart)
+    assert run_cli("loop", *flags)[0] == 0
+    assert places == [Path(folder)]
 
 
 def test_list_names_every_experiment_with_its_targets(run_cli):
