@@ -226,9 +226,8 @@ class RunConfig(Training):
         if self.mode != "federated" and self.proximal_mu:
             raise BadInput(f"proximal_mu: {self.proximal_mu} has no effect in mode {self.mode}; use 0")
         together = self.clients_per_batch
-        if together not in ("auto", 1) and (self.mode != "federated" or self.acceleration == "none"):
-            why = f"mode {self.mode}" if self.mode != "federated" else "acceleration none"
-            raise BadInput(f"clients_per_batch: {together} has no effect with {why}; use 1 or auto")
+        if together not in ("auto", 1) and self.mode != "federated":
+            raise BadInput(f"clients_per_batch: {together} has no effect in mode {self.mode}; use 1 or auto")
         if self.mode == "centralized" and self.participation != 1:
             raise BadInput(f"participation: {self.participation} has no effect in mode centralized; use 1")
         retention = self.evaluation.retention

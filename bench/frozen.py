@@ -186,6 +186,7 @@ def kind_of_rows(config: RunConfig, weights: str, model: Mapping[str, Any]) -> d
     """
     cuda = config.device.startswith("cuda")
     return {
+        "name": config.model.name,
         "weights": weights,
         "model": json.dumps(model, sort_keys=True, default=str),
         "dtype": config.model.dtype,

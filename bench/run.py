@@ -86,7 +86,7 @@ def run_cell(
             **_accuracies(records, zero_shot, trained),
             **_costs(clock, memory, traffic),
             "extraction_seconds": None if frozen is None else frozen.extraction_seconds,
-            "clients_per_batch": _together(training),
+            "clients_together": _together(training),
             "trainable_parameters": sum(p.numel() for p in method.trainable.values()),
             "train_flops": None,  # a field of the schema that is not measured yet
             "refused_uploads": sum(len(record.refused) for record in records),
@@ -258,15 +258,18 @@ def _clients_at_once(config: RunConfig, method: Method, train: Samples, shares: 
         BadInput: a number was asked for, and the method's clients cannot be.
     """
     asked = config.clients_per_batch
+    in_round = len(participants(len(shares), config.participation, config.seed.participation, 1))
     if asked == "auto":
-        in_round = len(participants(len(shares), config.participation, config.seed.participation, 1))
         return clients_at_once(method, train, shares, config.training, in_round)
-    if asked > 1 and not can_be_grouped(method, train, shares[0]):
+    if asked == 1 or config.acceleration == "none" or not method.trainable:
+        return 1
+    if not can_be_grouped(method, train, shares[0]):
+        why = "in half precision" if method.clip.compute_dtype else "as a layer's code cannot be mapped"
         raise BadInput(
-            f"clients_per_batch: {asked} clients of {config.method.name} cannot be trained together here "
-            "(nothing trains, half precision, or a layer's code cannot be mapped); use 1 or auto"
+            f"clients_per_batch: {asked} clients of {config.method.name} cannot be trained together {why}; "
+            "use 1 or auto"
         )
-    return asked
+    return min(asked, in_round)
 
 
 def _together(training: Federation | LocalTraining) -> int:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 ACTIONS = ("show", "trim", "verify")
 EXIT_DAMAGED = 1
 # Hashes are told apart by fewer digits than they have.
-SHOWN_CHARACTERS = 16
+SHOWN_CHARACTERS = 40
+# What tells people one kind of row from another; the rest of it is in its key.json.
+SHOWN = ("name", "dtype", "stage", "device", "threads", "matmul_precision")
 
 # What commands that run cells take.
 CacheFolder = Annotated[
@@ -140,7 +142,8 @@ def _in_words(entry: dict[str, Any]) -> str:
     from bench.caching import bytes_text
 
     kind = entry["kind"] or {}
-    details = ", ".join(f"{name} {value[:SHOWN_CHARACTERS]}" for name, value in kind.items())
+    known = [kind[name] for name in SHOWN if name in kind] or list(kind.values())
+    details = ", ".join(value[:SHOWN_CHARACTERS] for value in known if value not in ("None", "highest"))
     rows = f"{entry['images']:,} x {entry['dtype']} {entry['shape']}" if entry["images"] else "empty"
     return (
         f"{entry['name']}: {rows}, {bytes_text(entry['bytes'])}, took {entry['seconds']:,.1f} s, "

@@ -142,7 +142,7 @@ def _timed(values: dict[str, Any]) -> tuple[float, int]:
     walls = RoundWalls()
     result = run(values, walls)
     seconds = walls_without(result, walls, "rest")[1:]  # the first round warms up
-    return fmean(seconds), result["summary"]["clients_per_batch"]
+    return fmean(seconds), result["summary"]["clients_together"]
 
 
 def _compared(together: Mapping[str, Any], alone: Mapping[str, Any]) -> dict[str, float]:
@@ -151,7 +151,7 @@ def _compared(together: Mapping[str, Any], alone: Mapping[str, Any]) -> dict[str
     return {
         **{f"{name}_round_seconds": value for name, value in seconds.items()},
         "speedup": seconds["one_by_one"] / seconds["grouped"],
-        "clients_together": together["summary"]["clients_per_batch"],
+        "clients_together": together["summary"]["clients_together"],
         "grouped_memory_bytes": own_memory_bytes(together),
         "one_by_one_memory_bytes": own_memory_bytes(alone),
     }

@@ -47,7 +47,7 @@ def memory(setting: Setting) -> Measured:
             "libraries_resident_bytes": alone["resident_at_start_bytes"],
             "clients": list(counts),
             "clients_memory_bytes": [own_memory_bytes(result) for result in (few, many)],
-            "clients_together": [result["summary"]["clients_per_batch"] for result in (few, many)],
+            "clients_together": [result["summary"]["clients_together"] for result in (few, many)],
             "model_bytes": model_bytes,
             "settled_round": settled,
             "resident_bytes_by_round": resident.bytes,

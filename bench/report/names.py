@@ -66,9 +66,7 @@ _SETTINGS = (
     "engine",
     "clients_per_batch",
 )
-# What a run as deployed does otherwise by its nature: no difference between two runs of one method.
-_FOLLOWS_ACCELERATION = ("clients_per_batch",)
-_SETTING_SECTIONS = ("optimizer.", "model.", "data.", "evaluation.")
+_SETTING_SECTIONS = ("optimizer.", "model.", "data.", "evaluation.", "compute.")
 _PATHS = ("data.root",)
 
 AS_DEPLOYED = "as deployed"
@@ -94,8 +92,6 @@ def label_runs(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.reset_index(drop=True)
     if "device" in runs:  # seeds may be spread over the GPUs of one machine
         runs["device"] = runs["device"].str.partition(":")[0]
-    if "clients_per_batch" in runs:  # before results said so, clients were trained one by one
-        runs["clients_per_batch"] = pd.to_numeric(runs["clients_per_batch"]).fillna(1)
     runs["split_label"] = _labels(runs, "split", SPLITS, _shown_of_splits(runs))
     shown = _shown_of_methods(runs)
     runs["twin_label"] = _labels(runs, "method", METHODS, shown)
@@ -172,8 +168,7 @@ def _shown_of_methods(runs: pd.DataFrame) -> pd.Series:
 
 
 def _varies_in_a_cell(runs: pd.DataFrame, column: str) -> bool:
-    follows = column in _FOLLOWS_ACCELERATION and "acceleration" in runs
-    cells = runs.groupby([*_CELL, *(["acceleration"] if follows else [])], dropna=False, observed=True)
+    cells = runs.groupby(_CELL, dropna=False, observed=True)
     return any(_varies(cell[column]) for _, cell in cells)
 
 

@@ -138,7 +138,7 @@ def _seconds_notes(runs: pd.DataFrame) -> list[str]:
 
 def _trained(runs: pd.DataFrame) -> str:
     """Say how many clients were trained together."""
-    most = runs["clients_per_batch"].max() if "clients_per_batch" in runs else 1
+    most = runs["clients_together"].max() if "clients_together" in runs else 1
     return f"up to {most:.0f} clients together" if most > 1 else "one client after another"
 
 

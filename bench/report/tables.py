@@ -376,8 +376,8 @@ def _quantities(runs: pd.DataFrame) -> list[Quantity]:
         Quantity("peak_memory_bytes", "Peak memory", bytes_text),
         Quantity("peak_gpu_memory_bytes", "Peak GPU memory", bytes_text),
     ]
-    if "clients_per_batch" in runs and (runs["clients_per_batch"] > 1).any():
-        known.append(Quantity("clients_per_batch", "Clients at once", "{:.0f}".format, compared=False))
+    if "clients_together" in runs and (runs["clients_together"] > 1).any():
+        known.append(Quantity("clients_together", "Clients at once", "{:.0f}".format, compared=False))
     return [q for q in known if q.column in runs and runs[q.column].notna().any()]
 
 

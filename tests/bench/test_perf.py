@@ -182,7 +182,7 @@ def a_result(seconds=1.0, peak=0, start=0, seen=1, **config):
     summary = {
         "round_seconds": seconds, "total_seconds": seconds, "features_seconds": 6.0,
         "peak_memory_bytes": peak, "resident_at_start_bytes": start, "peak_gpu_memory_bytes": None,
-        "clients_per_batch": 1, "payload_bytes": 8,
+        "clients_together": 1, "payload_bytes": 8,
     }  # fmt: skip
     return {"rounds": rounds, "summary": summary, "config": config}
 

@@ -484,7 +484,7 @@ def test_results_of_a_time_before_acceleration_was_stated_are_read():
 def both_ways(*methods, seeds=(0,)):
     """Runs as deployed, ten times as slow, beside accelerated ones."""
     slow = {"round_seconds": 10.0, "total_seconds": 120.0}
-    fast = {"round_seconds": 1.0, "total_seconds": 30.0, "clients_per_batch": 4}
+    fast = {"round_seconds": 1.0, "total_seconds": 30.0, "clients_together": 4}
     return [
         make_run(method, seed=seed, acceleration=mode, **(slow if mode == "none" else fast))
         for method in methods
@@ -520,7 +520,7 @@ def test_a_method_run_both_ways_stands_beside_itself_with_the_ratio():
 
 
 def test_both_ways_are_compared_over_the_seeds_they_share():
-    rows = [*both_ways("flora"), make_run(seed=1, round_seconds=5.0, clients_per_batch=4)]
+    rows = [*both_ways("flora"), make_run(seed=1, round_seconds=5.0, clients_together=4)]
     frame = deployed_frame(make_runs(*rows))
     assert frame["round_seconds_accelerated"].tolist() == [1.0]
     assert deployed_table(make_runs(make_run(), make_run(seed=1, acceleration="none"))) is None
@@ -548,13 +548,23 @@ def test_captions_say_which_time_they_show():
 
 
 def test_clients_trained_together_are_told_and_not_compared():
-    rows = [make_run("full_finetune", clients_per_batch=1), make_run("flora", clients_per_batch=10)]
+    rows = [make_run("full_finetune", clients_together=1), make_run("flora", clients_together=10)]
     cells = dict(cost_table(make_runs(*rows)).rows)
     assert [cells[name][-1].text for name in ("Full fine-tuning", "FLoRA")] == ["1", "10"]
     assert cells["FLoRA"][-1].note == ""
-    assert "Clients at once" not in cost_table(make_runs(make_run(clients_per_batch=1))).columns
-    apart = label_runs(make_runs(make_run(clients_per_batch=1), make_run(clients_per_batch=8)))
-    assert set(apart["method_label"]) == {"FLoRA (clients per batch 1)", "FLoRA (clients per batch 8)"}
+    assert "Clients at once" not in cost_table(make_runs(make_run(clients_together=1))).columns
+
+
+def test_seeds_share_a_label_however_many_clients_fitted_together():
+    rows = [make_run(seed=seed, clients_per_batch="auto", clients_together=24 + seed) for seed in (0, 1)]
+    assert set(label_runs(make_runs(*rows))["method_label"]) == {"FLoRA"}
+
+
+def test_runs_that_compute_otherwise_are_told_apart():
+    asked = [make_run(clients_per_batch=asked) for asked in (1, 8, "auto")]
+    assert label_runs(make_runs(*asked))["method_label"].nunique() == 3
+    threads = [make_run(**{"compute.threads": threads}) for threads in (1, 2)]
+    assert label_runs(make_runs(*threads))["method_label"].nunique() == 2
 
 
 def test_cost_without_full_fine_tuning_has_no_ratio():
@@ -930,7 +940,7 @@ def test_notes_say_which_time_is_shown():
 
 
 def test_notes_say_what_came_from_the_cache_and_how_many_clients_were_together():
-    rows = [make_run(**{"features.from_cache": 100.0, "clients_per_batch": 8.0}), make_run("linear_probe")]
+    rows = [make_run(**{"features.from_cache": 100.0, "clients_together": 8.0}), make_run("linear_probe")]
     told = " ".join(notes(label_runs(make_runs(*rows))))
     assert "1 run of 2 read features from the cache" in told
     assert "up to 8 clients together" in told
