@@ -29,12 +29,12 @@ from flora.settings import Training
 CPU_BUDGET_BYTES = 128 * 2**20
 # Share of a GPU's memory that they may take.
 GPU_SHARE = 0.25
-# Copies of a client's trainable tensors that a step needs: the values, gradients, two moments, what arrived,
-# what the optimiser makes meanwhile.
-STATE_COPIES = 6
+# Copies of a client's trainable tensors that a group needs: the values, gradients by tensor and in a row, two
+# moments, what the optimiser makes meanwhile; then the payload, what is decoded of it, the aggregate's share.
+STATE_COPIES = 9
 # What a mapped step takes at its height, over what one client's step keeps for its backward pass: measured
-# 3.8 with FLoRA on the embedded model.
-ACTIVATION_COPIES = 4
+# 3.8 with FLoRA and 6 with prompt tuning on the embedded model.
+ACTIVATION_COPIES = 6
 # Fewer clients than this at once are not worth it.
 FEWEST = 4
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Protocol
@@ -149,7 +150,7 @@ class Grouped(Clients):
     """Trains `at_once` clients together, their tensors stacked (`flora.group`).
 
     Attributes:
-        at_once: how many; the last of a round may be fewer.
+        at_once: how many at most.
     """
 
     at_once: int
@@ -158,8 +159,9 @@ class Grouped(Clients):
         self, round: int, clients: Sequence[int], broadcast: bytes, events: Events
     ) -> Iterator[Sequence[Upload]]:
         """Yield the uploads of each group, all in the order of `clients`."""
-        for start in range(0, len(clients), self.at_once):
-            yield self._run_group(round, clients[start : start + self.at_once], broadcast, events)
+        size = ceil(len(clients) / ceil(len(clients) / self.at_once))  # groups of about one size
+        for start in range(0, len(clients), size):
+            yield self._run_group(round, clients[start : start + size], broadcast, events)
 
     def _run_group(
         self, round: int, numbers: Sequence[int], broadcast: bytes, events: Events
