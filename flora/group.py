@@ -26,7 +26,7 @@ from flora.settings import Training
 
 # Memory that a group's steps may take on a CPU; more clients at once are not faster there, as what they
 # compute leaves the caches.
-CPU_BUDGET_BYTES = 128 * 2**20
+CPU_BUDGET_BYTES = 256 * 2**20
 # Share of a GPU's memory that they may take.
 GPU_SHARE = 0.25
 # Copies of a client's trainable tensors that a group needs: the values, gradients by tensor and in a row, two
