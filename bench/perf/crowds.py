@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -138,11 +138,11 @@ def _crowd(setting: Setting, method: str, clients: int, size: str | int) -> dict
 
 
 def _timed(values: dict[str, Any]) -> tuple[float, int]:
-    """Wall time of a round, and how many clients were trained together."""
+    """Median wall time of a round, and how many clients were trained together."""
     walls = RoundWalls()
     result = run(values, walls)
     seconds = walls_without(result, walls, "rest")[1:]  # the first round warms up
-    return fmean(seconds), result["summary"]["clients_together"]
+    return median(seconds), result["summary"]["clients_together"]
 
 
 def _compared(together: Mapping[str, Any], alone: Mapping[str, Any]) -> dict[str, float]:
@@ -158,9 +158,9 @@ def _compared(together: Mapping[str, Any], alone: Mapping[str, Any]) -> dict[str
 
 
 def _phases_seconds(result: Mapping[str, Any]) -> float:
-    """Mean of a round after the first, which warms up, by its phases but that of states going to rest."""
+    """Median of the rounds after the first, which warms up, by its phases but that of states going to rest."""
     rounds = [record["seconds"] for record in result["rounds"][2:]]
-    return fmean(sum(seconds.values()) - seconds.get("rest", 0.0) for seconds in rounds)
+    return median(sum(seconds.values()) - seconds.get("rest", 0.0) for seconds in rounds)
 
 
 def _extra_memory(by_method: Mapping[str, Mapping[str, float]]) -> float:
