@@ -158,7 +158,7 @@ def _compared(together: Mapping[str, Any], alone: Mapping[str, Any]) -> dict[str
 
 
 def _phases_seconds(result: Mapping[str, Any]) -> float:
-    """Median of the rounds after the first, which warms up, by its phases but that of states going to rest."""
+    """Median of the rounds after the first, which warms up, but for states going to rest."""
     rounds = [record["seconds"] for record in result["rounds"][2:]]
     return median(sum(seconds.values()) - seconds.get("rest", 0.0) for seconds in rounds)
 
