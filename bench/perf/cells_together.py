@@ -104,7 +104,7 @@ def _results(
 
 
 def _predicted(exact: Sequence[dict[str, Any]], none: Sequence[dict[str, Any]]) -> list[float]:
-    """What each cell takes unaccelerated: as measured, or on the line through those measured of its method."""
+    """What each cell takes unaccelerated: as measured, or on the line through what was of its method."""
     seconds = []
     for result in exact:
         own = sorted((_seen(r), _seconds(r)) for r in none if _method(r) == _method(result))
