@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +14,13 @@ import pytest
 
 import bench
 from bench.caching import bytes_text, default_folder, default_limit_bytes, parse_bytes, parse_seconds
-from bench.cli import main
 from flora.errors import BadInput
 from flora.shelves import Shelf
+from tests.bench.conftest import Run
 
-Run = Callable[..., tuple[int, str, str]]
 OLD = {"name": "ViT-B-32:random", "weights": "a" * 64, "stage": "image"}
 NEW = {**OLD, "weights": "b" * 64}
 DAY = 86400
-
-
-@pytest.fixture
-def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["flora-bench", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture
