@@ -108,6 +108,11 @@ def _correct_gradients(state: ClientState, scale: int) -> None:
             parameter.grad.add_(away, alpha=state.training.proximal_mu)
 
 
+def gradients(state: ClientState) -> dict[str, Tensor]:
+    """Give the gradients that the last step followed, by trainable tensor."""
+    return {name: p.grad for name, p in state.method.trainable.items() if p.grad is not None}
+
+
 def finish(state: ClientState) -> dict[str, Tensor]:
     """Give the trained tensors, as views of the method's own; the gradients are let go."""
     state.optimizer.zero_grad(set_to_none=True)

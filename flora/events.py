@@ -1,4 +1,4 @@
-"""What a federation tells those who listen: phases that begin and end, payloads that pass, rounds that close.
+"""What a federation tells those who listen: phases and steps that begin and end, payloads that pass, rounds.
 
 The loop itself holds no clock and no counter. Whoever wants to measure it passes listeners; without any,
 an event costs a loop over an empty tuple.
@@ -6,21 +6,52 @@ an event costs a loop over an empty tuple.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flora.features import Batch
 
 Direction = Literal["down", "up"]
+Side = Literal["server", "client"]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of work. `round` and `client` are None outside of rounds, or where the server works."""
+    """A stretch of work.
+
+    Attributes:
+        name: what is done.
+        round: None outside of rounds.
+        client: whose payload or training it is about; None where it is about none or several.
+        side: who would do it in a deployment.
+    """
 
     name: str
     round: int | None = None
     client: int | None = None
+    side: Side = "server"
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A piece of work whose cost follows from its kind and from the shapes in its batch.
+
+    Attributes:
+        kind: "step", a training step; "classifier", what images are scored against; "classify", scoring them.
+        batch: what it is done on; None of a classifier.
+        clients: whose step it is, stacked if they are several.
+        gradients: gives, once a step is done, the gradients it followed, by trainable tensor.
+    """
+
+    kind: Literal["step", "classifier", "classify"]
+    batch: Batch | None = None
+    clients: Sequence[int] = ()
+    gradients: Callable[[], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +95,20 @@ class Listener:
     def phase_ended(self, phase: Phase) -> None:
         """`phase`, the innermost open one, ends (also when an exception passes through it)."""
 
+    def work_started(self, work: Work) -> None:
+        """`work` begins, within a phase."""
+
+    def work_ended(self, work: Work) -> None:
+        """`work` ends (also when an exception passes through it)."""
+
     def payload_passed(self, round: int, client: int, direction: Direction, payload: bytes) -> None:
         """`payload` goes from the server to `client` ("down") or back ("up"), exactly as on a wire."""
+
+    def upload_accepted(self, round: int, client: int, samples: int, tensors: Mapping[str, Tensor]) -> None:
+        """The server takes a client's `tensors` into the aggregate, with the weight of so many samples."""
+
+    def aggregated(self, round: int, state: Mapping[str, Tensor]) -> None:
+        """`state` is the new global state."""
 
     def advanced(self, phase: Phase, done: int, total: int) -> None:
         """`done` of `total` images are through, within a phase that has so many to deal with."""
@@ -81,9 +124,11 @@ class Events:
     listeners: Sequence[Listener] = field(default=())
 
     @contextmanager
-    def phase(self, name: str, round: int | None = None, client: int | None = None) -> Iterator[None]:
+    def phase(
+        self, name: str, round: int | None = None, client: int | None = None, side: Side = "server"
+    ) -> Iterator[None]:
         """Announce a phase around the body of a `with`."""
-        phase = Phase(name, round, client)
+        phase = Phase(name, round, client, side)
         for listener in self.listeners:
             listener.phase_started(phase)
         try:
@@ -92,6 +137,27 @@ class Events:
             # the last to start is the first to end, so that listeners nest inside one another
             for listener in reversed(self.listeners):
                 listener.phase_ended(phase)
+
+    @contextmanager
+    def work(self, work: Work) -> Iterator[None]:
+        """Announce a piece of work around the body of a `with`."""
+        for listener in self.listeners:
+            listener.work_started(work)
+        try:
+            yield
+        finally:
+            for listener in reversed(self.listeners):
+                listener.work_ended(work)
+
+    def accepted(self, round: int, client: int, samples: int, tensors: Mapping[str, Tensor]) -> None:
+        """Announce an upload that goes into the aggregate."""
+        for listener in self.listeners:
+            listener.upload_accepted(round, client, samples, tensors)
+
+    def aggregate(self, round: int, state: Mapping[str, Tensor]) -> None:
+        """Announce the new global state."""
+        for listener in self.listeners:
+            listener.aggregated(round, state)
 
     def payload(self, round: int, client: int, direction: Direction, payload: bytes) -> None:
         """Announce bytes that pass between server and client."""

@@ -101,6 +101,7 @@ class Federation:
             if arrived.losses:  # with every upload refused, the global state stays as it was
                 self.state = aggregator.result()
             client.load(self.method, self.state)
+        self.events.aggregate(number, self.state)
         measured = self._evaluate(number)
         return self._close(
             RoundRecord(
@@ -128,6 +129,7 @@ class Federation:
                     arrived.refused.append(Refusal(upload.client, str(error)))
         with self.events.phase("aggregate", number, who):
             for upload, tensors in decoded:
+                self.events.accepted(number, upload.client, upload.samples, tensors)
                 aggregator.add(tensors, upload.samples)
                 arrived.losses.append((upload.loss, upload.samples))
 

@@ -51,6 +51,7 @@ class GroupState:
         optimizer: over these.
         anchor: (trainable numbers,) the parameters as they arrived.
         losses: (clients,) sums over the samples seen of their batch's mean loss.
+        gradients: (clients, trainable numbers) of the last step, of those who took it.
     """
 
     method: Method
@@ -60,6 +61,7 @@ class GroupState:
     optimizer: torch.optim.Optimizer
     anchor: Tensor
     losses: Tensor
+    gradients: Tensor
 
 
 def start(
@@ -77,25 +79,37 @@ def start(
     for parameter, state in zip(parameters, kept, strict=True):
         if state:
             optimizer.state[parameter] = {name: x.to(like.device) for name, x in state.items()}
-    return GroupState(method, training, rows, parameters, optimizer, anchor, like.new_zeros(len(kept)))
+    return GroupState(
+        method, training, rows, parameters, optimizer, anchor, like.new_zeros(len(kept)), rows.new_empty(0)
+    )
 
 
-def step(state: GroupState, samples: Samples, chosen: Sequence[Tensor]) -> GroupState:
-    """Take one step for the first clients, each on its samples at `chosen` (n,); the others have no more."""
-    active = len(chosen)
-    batch = stack(state.method, samples, chosen)
+def step(state: GroupState, batch: Batch, sizes: Sequence[int]) -> GroupState:
+    """Take one step for the first clients on their stacked batches; the others have no more.
+
+    Args:
+        state: of all of them.
+        batch: as `stack` gives it.
+        sizes: how many samples of it are each client's own.
+    """
+    active = len(sizes)
     # only attention written out can be mapped over clients on every device
     with sdpa_kernel(SDPBackend.MATH):
-        gradients, losses = _mapped(state.method, batch)(state.rows[:active], _tensors(batch))
+        state.gradients, losses = _mapped(state.method, batch)(state.rows[:active], _tensors(batch))
     if state.training.proximal_mu:
-        gradients.add_(state.rows[:active] - state.anchor, alpha=state.training.proximal_mu)
-    for parameter, gradient in zip(state.parameters, gradients, strict=False):
+        state.gradients.add_(state.rows[:active] - state.anchor, alpha=state.training.proximal_mu)
+    for parameter, gradient in zip(state.parameters, state.gradients, strict=False):
         parameter.grad = gradient
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    sizes = torch.tensor([len(indices) for indices in chosen], device=losses.device)
-    state.losses[:active] += losses.detach() * sizes
+    state.losses[:active] += losses.detach() * torch.tensor(sizes, device=losses.device)
     return state
+
+
+def gradients(state: GroupState) -> dict[str, Tensor]:
+    """Give the gradients that the last step followed, by trainable tensor: (clients, ...)."""
+    named = [_named(state.method, row) for row in state.gradients]
+    return {name: torch.stack([row[name] for row in named]) for name in state.method.trainable}
 
 
 def finish(state: GroupState) -> tuple[list[dict[str, Tensor]], list[float], list[OptimizerState | None]]:

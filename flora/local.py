@@ -75,14 +75,14 @@ class LocalTraining:
         chosen = participants(self.clients, self.participation, self.participation_seed, number)
         losses, refused, seen = [], [], 0
         for who in chosen:
-            with self.events.phase("rest", number, who):
+            with self.events.phase("rest", number, who, "client"):
                 start = self.trained.get(who, self.state)
             trained = self.trainer.train(number, who, start, self.events)
             seen += trained.seen
             if not all(x.isfinite().all() for x in trained.tensors.values()):
                 refused.append(Refusal(who, "its trained tensors have values that are not finite"))
                 continue  # it goes on from where it was, as a federation's client would
-            with self.events.phase("rest", number, who):
+            with self.events.phase("rest", number, who, "client"):
                 self.trained[who] = {n: x.to("cpu", copy=True) for n, x in trained.tensors.items()}
             losses.append((trained.loss, len(self.trainer.shares[who])))
         measured = self._evaluate(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from math import ceil
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from flora import client, group, payload
 from flora.client import OptimizerState
 from flora.errors import BadInput
-from flora.events import Events
+from flora.events import Events, Work
 from flora.features import Samples
 from flora.method import Method
 from flora.settings import Training
@@ -121,25 +122,27 @@ class OneByOne(Clients):
 
     def _run_client(self, round: int, number: int, broadcast: bytes, events: Events) -> Upload:
         events.payload(round, number, "down", broadcast)
-        with events.phase("send", round, number):
+        with events.phase("send", round, number, "client"):
             received = payload.decode(broadcast, like=self.method.trainable)
         trained = self.train(round, number, received, events)
-        with events.phase("receive", round, number):
+        with events.phase("receive", round, number, "client"):
             upload = payload.encode(trained.tensors)
         events.payload(round, number, "up", upload)
         return Upload(number, upload, len(self.shares[number]), trained.loss, trained.seen)
 
     def train(self, round: int, number: int, start: Mapping[str, Tensor], events: Events) -> Trained:
         """Train one client from the tensors `start`, its optimiser's state fetched and put away again."""
-        with events.phase("rest", round, number):
+        with events.phase("rest", round, number, "client"):
             kept = self.kept_state(number)
-        with events.phase("train", round, number):
+        with events.phase("train", round, number, "client"):
             state = client.start(self.method, start, self.training, kept)
-            for batch in self.samples.batches_of(self.order(round, number)):
-                state = client.step(state, batch)
+            gradients = partial(client.gradients, state)
+            for batch in map(self.method.collate, self.samples.batches_of(self.order(round, number))):
+                with events.work(Work("step", batch, (number,), gradients)):
+                    state = client.step(state, batch)
             trained = client.finish(state)
             loss = float(state.losses) / state.seen
-        with events.phase("rest", round, number):
+        with events.phase("rest", round, number, "client"):
             diverged = not all(x.isfinite().all() for x in trained.values())
             self.keep_state(number, None if diverged else client.optimizer_state(state))
         return Trained(trained, loss, state.seen)
@@ -168,10 +171,10 @@ class Grouped(Clients):
     ) -> list[Upload]:
         for number in numbers:
             events.payload(round, number, "down", broadcast)
-        with events.phase("send", round):
+        with events.phase("send", round, side="client"):
             received = payload.decode(broadcast, like=self.method.trainable)
         trained = self._train(round, numbers, received, events)
-        with events.phase("receive", round):
+        with events.phase("receive", round, side="client"):
             uploads = [payload.encode(trained[number].tensors) for number in numbers]
         for number, upload in zip(numbers, uploads, strict=True):
             events.payload(round, number, "up", upload)
@@ -185,15 +188,19 @@ class Grouped(Clients):
     ) -> dict[int, Trained]:
         orders = {number: list(self.order(round, number)) for number in numbers}
         numbers = sorted(numbers, key=lambda number: -len(orders[number]))
-        with events.phase("rest", round):
+        with events.phase("rest", round, side="client"):
             kept = [self.kept_state(number) for number in numbers]
-        with events.phase("train", round):
+        with events.phase("train", round, side="client"):
             state = group.start(self.method, start, self.training, kept)
-            for chosen in zip_longest(*(orders[number] for number in numbers)):
+            gradients = partial(group.gradients, state)
+            for drawn in zip_longest(*(orders[number] for number in numbers)):
                 # those with the most steps come first: whoever has no more is behind
-                state = group.step(state, self.samples, [x for x in chosen if x is not None])
+                chosen = [x for x in drawn if x is not None]
+                batch = group.stack(self.method, self.samples, chosen)
+                with events.work(Work("step", batch, numbers[: len(chosen)], gradients)):
+                    state = group.step(state, batch, [len(x) for x in chosen])
             trained, losses, states = group.finish(state)
-        with events.phase("rest", round):
+        with events.phase("rest", round, side="client"):
             for number, left in zip(numbers, states, strict=True):
                 self.keep_state(number, left)
         seen = [sum(map(len, orders[number])) for number in numbers]

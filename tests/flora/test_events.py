@@ -2,7 +2,7 @@
 
 import pytest
 
-from flora.events import Events, Listener, Phase, RoundRecord
+from flora.events import Events, Listener, Phase, RoundRecord, Work
 from tests.flora.toy import Recorder
 
 
@@ -35,6 +35,25 @@ def test_a_phase_ends_when_an_exception_passes_through_it():
     with pytest.raises(ZeroDivisionError), Events((recorder,)).phase("train", 2, 1):
         1 / 0  # noqa: B018
     assert recorder.heard == [("started", Phase("train", 2, 1)), ("ended", Phase("train", 2, 1))]
+
+
+def test_work_ends_when_an_exception_passes_through_it_and_nests():
+    heard = []
+
+    class Steps(Listener):
+        def __init__(self, name):
+            self.name = name
+
+        def work_started(self, work):
+            heard.append((self.name, "started", work.kind))
+
+        def work_ended(self, work):
+            heard.append((self.name, "ended", work.kind))
+
+    with pytest.raises(ZeroDivisionError), Events((Steps("a"), Steps("b"))).work(Work("step")):
+        1 / 0  # noqa: B018
+    starts = [("a", "started", "step"), ("b", "started", "step")]
+    assert heard == [*starts, ("b", "ended", "step"), ("a", "ended", "step")]
 
 
 def test_payloads_and_rounds_are_handed_on_as_they_are():

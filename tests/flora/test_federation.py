@@ -219,17 +219,17 @@ def test_events_tell_each_step_in_order_and_never_overlap():
         for event in recorder.heard
     ]
 
-    def phase(name, number, who=None):
-        return [("started", name, number, who), ("ended", name, number, who)]
+    def phase(name, number, who=None, side="server"):
+        return [("started", name, number, who, side), ("ended", name, number, who, side)]
 
     def of_client(who):
         return [
             ("payload", 1, who, "down"),
-            *phase("send", 1, who),
-            *phase("rest", 1, who),
-            *phase("train", 1, who),
-            *phase("rest", 1, who),
-            *phase("receive", 1, who),
+            *phase("send", 1, who, "client"),
+            *phase("rest", 1, who, "client"),
+            *phase("train", 1, who, "client"),
+            *phase("rest", 1, who, "client"),
+            *phase("receive", 1, who, "client"),
             ("payload", 1, who, "up"),
             *phase("receive", 1, who),
             *phase("aggregate", 1, who),
