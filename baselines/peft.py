@@ -8,7 +8,7 @@ many parameters each must have.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from math import ceil, isqrt
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
@@ -19,7 +19,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from pydantic import Field, create_model, model_validator
 
 from flora.errors import BadInput, nearest
-from flora.lora import AdapterOptions
+from flora.lora import AdapterOptions, factors
 from flora.method import Method, register
 
 # What there is, by the name behind "peft:"; read without importing this module.
@@ -75,12 +75,14 @@ class Family:
         options: fields of PEFT's configuration that are offered.
         count: parameters of one adapted layer, from the layer's widths and the options.
         fixed: further fields of PEFT's configuration.
+        is_product: whether its tensors act by the products of LoRA's pairs alone.
     """
 
     peft_type: str
     options: tuple[str, ...]
     count: Callable[[Layer, Any], int]
     fixed: dict[str, Any] = field(default_factory=dict)
+    is_product: bool = False
 
     @property
     def config(self) -> type[peft.PeftConfig] | None:
@@ -119,8 +121,8 @@ def _random_bases(layer: Layer, options: Any) -> int:
 
 
 FAMILIES = {
-    "lora": Family("LORA", ("r", "lora_alpha"), _factors),
-    "rslora": Family("LORA", ("r", "lora_alpha"), _factors, {"use_rslora": True}),
+    "lora": Family("LORA", ("r", "lora_alpha"), _factors, is_product=True),
+    "rslora": Family("LORA", ("r", "lora_alpha"), _factors, {"use_rslora": True}, is_product=True),
     "dora": Family(
         "LORA",
         ("r", "lora_alpha", "use_rslora"),
@@ -197,6 +199,11 @@ class Peft(Method):
     def closed_form(self) -> int:
         """Sum the family's formula over the adapted layers."""
         return sum(self.family.count(layer, self.options) for layer in self._layers)
+
+    @property
+    def products(self) -> Sequence[tuple[str, str]]:
+        """B and A of each adapted layer, where the update is nothing but their product."""
+        return factors(self.trainable) if self.family.is_product else ()
 
     def _peft_config(self, names: list[str]) -> peft.PeftConfig:
         """Say in PEFT's terms which layers are adapted, and how."""

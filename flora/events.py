@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
     from flora.features import Batch
 
@@ -46,12 +47,14 @@ class Work:
         batch: what it is done on; None of a classifier.
         clients: whose step it is, stacked if they are several.
         gradients: gives, once a step is done, the gradients it followed, by trainable tensor.
+        optimizer: of a step.
     """
 
     kind: Literal["step", "classifier", "classify"]
     batch: Batch | None = None
     clients: Sequence[int] = ()
     gradients: Callable[[], Mapping[str, Tensor]] | None = None
+    optimizer: Optimizer | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ class RoundRecord:
         samples_seen: samples that steps were taken on, over all clients who took part.
         client_accuracies: top-1 for each client, where clients are evaluated apart: of the model it uses, on
             its own part of the test set if there are parts; None for a client whose part is empty.
+        macro_accuracy: mean over the classes of their accuracies, each counting alike; None if unknown.
+        calibration_error: expected calibration error in 15 bins (arXiv 1706.04599); None if unknown.
+        class_accuracies: top-1 for each class; None for one that the test set has no image of. All these are
+            means over the models where there are several.
     """
 
     round: int
@@ -84,6 +91,9 @@ class RoundRecord:
     refused: tuple[Refusal, ...] = ()
     samples_seen: int = 0
     client_accuracies: tuple[float | None, ...] = ()
+    macro_accuracy: float | None = None
+    calibration_error: float | None = None
+    class_accuracies: tuple[float | None, ...] = ()
 
 
 class Listener:

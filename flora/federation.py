@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from flora import client, payload
+from flora import client
 from flora.aggregation import Aggregator
+from flora.codecs import Codec, Plain
+from flora.evaluation import accuracy, predict, scores
 from flora.events import Events, Refusal, RoundRecord
 from flora.features import Samples
 from flora.method import Method
 from flora.payload import PayloadError
 from flora.runners import Runner, Upload
-
-# Images that are evaluated together; more take memory and save no time. And features, of which one is little.
-IMAGES_AT_ONCE = 32
-FEATURES_AT_ONCE = 2048
 
 # Equal seeds are the rule; this keeps who takes part apart from the batch order (flora.client).
 PARTICIPATION_STREAM = 1
@@ -49,6 +46,7 @@ class Federation:
         client_test: for each client, which of `test` are like its own data (indices), if clients are
             evaluated apart.
         events: whom to tell.
+        codec: writes what is sent and reads what arrives; the runner's clients must have the same.
         state: the global state, the server's own copy.
     """
 
@@ -60,7 +58,9 @@ class Federation:
     participation_seed: int = 0
     client_test: Sequence[Tensor] = ()
     events: Events = field(default_factory=Events)
+    codec: Codec = field(default_factory=Plain)
     state: dict[str, Tensor] = field(init=False)
+    _aggregator: Aggregator | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.state = {name: p.detach().to("cpu", copy=True) for name, p in self.method.trainable.items()}
@@ -79,6 +79,11 @@ class Federation:
         """The global state as it is now."""
         return self.state
 
+    @property
+    def held(self) -> list[Tensor]:
+        """The server's tensors: the global state, and amid a round what is made of the uploads."""
+        return [*self.state.values(), *(self._aggregator.held if self._aggregator else ())]
+
     def models(self) -> Iterator[None]:
         """Put each model that the training has come to, here the one, into `method` in turn."""
         client.load(self.method, self.state)
@@ -91,15 +96,18 @@ class Federation:
     def _round(self, number: int) -> RoundRecord:
         chosen = self.participants(number)
         with self.events.phase("send", number):
-            broadcast = payload.encode(self.state)
+            broadcast = self.codec.encode_state(self.state)
+            received = self.codec.received(self.state, broadcast)
         aggregator, arrived = self.method.aggregator(), _Arrived()
+        self._aggregator = aggregator
         for uploads in self.runner.run(number, chosen, broadcast, self.events):
-            self._take(number, uploads, aggregator, arrived)
+            self._take(number, uploads, received, aggregator, arrived)
             del uploads  # or it would stay in memory while the next are trained
-        del broadcast
+        del broadcast, received
         with self.events.phase("aggregate", number):
             if arrived.losses:  # with every upload refused, the global state stays as it was
                 self.state = aggregator.result()
+            self._aggregator = None
             client.load(self.method, self.state)
         self.events.aggregate(number, self.state)
         measured = self._evaluate(number)
@@ -115,7 +123,12 @@ class Federation:
         )
 
     def _take(
-        self, number: int, uploads: Sequence[Upload], aggregator: Aggregator, arrived: _Arrived
+        self,
+        number: int,
+        uploads: Sequence[Upload],
+        received: Mapping[str, Tensor],
+        aggregator: Aggregator,
+        arrived: _Arrived,
     ) -> None:
         """Read uploads and put those that are as they should be into the aggregate."""
         who = uploads[0].client if len(uploads) == 1 else None
@@ -124,20 +137,22 @@ class Federation:
             for upload in uploads:
                 arrived.seen += upload.seen
                 try:
-                    decoded.append((upload, payload.decode(upload.payload, like=self.state)))
+                    tensors = self.codec.decode_update(upload.payload, self.state, received)
+                    decoded.append((upload, tensors))
                 except PayloadError as error:
                     arrived.refused.append(Refusal(upload.client, str(error)))
+        for upload, tensors in decoded:
+            self.events.accepted(number, upload.client, upload.samples, tensors)
         with self.events.phase("aggregate", number, who):
             for upload, tensors in decoded:
-                self.events.accepted(number, upload.client, upload.samples, tensors)
                 aggregator.add(tensors, upload.samples)
                 arrived.losses.append((upload.loss, upload.samples))
 
     def _evaluate(self, number: int) -> dict[str, Any]:
         with self.events.phase("evaluate", number):
-            correct = hits(self.method, self.test)
-            of_clients = tuple(accuracy_of(correct[part]) for part in self.client_test)
-            return {"accuracy": accuracy_of(correct), "client_accuracies": of_clients}
+            found = predict(self.method, self.test, self.events)
+            of_clients = tuple(accuracy(found.correct[part]) for part in self.client_test)
+            return {**scores(found, self.method.classes), "client_accuracies": of_clients}
 
     def _close(self, record: RoundRecord) -> RoundRecord:
         self.events.round(record)
@@ -155,24 +170,3 @@ def weighted_mean(losses: Sequence[tuple[float, int]]) -> float | None:
     """Mean of (loss, samples) pairs weighted by samples, None of none."""
     samples = sum(weight for _, weight in losses)
     return sum(loss * weight for loss, weight in losses) / samples if samples else None
-
-
-def evaluate(method: Method, samples: Samples) -> float:
-    """Measure top-1 accuracy on `samples`, in [0, 1]; there must be some."""
-    return int(hits(method, samples).sum()) / len(samples)
-
-
-def hits(method: Method, samples: Samples) -> Tensor:
-    """Say of each sample whether its class scores highest: (n,) bool, on the CPU."""
-    size = IMAGES_AT_ONCE if samples.features is None else FEATURES_AT_ONCE
-    with torch.inference_mode():
-        classifier = method.classifier()
-        correct = [
-            method.logits(batch, classifier).argmax(dim=-1) == batch.labels for batch in samples.batches(size)
-        ]
-        return torch.cat(correct).cpu()
-
-
-def accuracy_of(correct: Tensor) -> float | None:
-    """Share of hits (n,), None of none."""
-    return int(correct.sum()) / len(correct) if len(correct) else None

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
 from flora import client
+from flora.evaluation import accuracy, mean_scores, predict, scores
 from flora.events import Events, Refusal, RoundRecord
 from flora.features import Samples
-from flora.federation import accuracy_of, hits, participants, weighted_mean
+from flora.federation import participants, weighted_mean
 from flora.method import Method
 from flora.runners import OneByOne
 
@@ -65,6 +65,11 @@ class LocalTraining:
         """The one client's tensors as they are now; None where there are many, each with its own."""
         return self.trained.get(0, self.state) if self.clients == 1 else None
 
+    @property
+    def held(self) -> list[Tensor]:
+        """What every client starts from."""
+        return list(self.state.values())
+
     def models(self) -> Iterator[None]:
         """Put each client's model into `method` in turn."""
         for number in range(self.clients):
@@ -100,14 +105,15 @@ class LocalTraining:
     def _evaluate(self, number: int) -> dict[str, Any]:
         with self.events.phase("evaluate", number):
             if self.trained:
-                correct = [hits(self.method, self.test) for _ in self.models()]
+                found = [predict(self.method, self.test, self.events) for _ in self.models()]
             else:  # all clients have the same model still
                 next(self.models())
-                correct = [hits(self.method, self.test)] * self.clients
-        return {
-            "accuracy": fmean(int(c.sum()) / len(c) for c in correct),
-            "client_accuracies": tuple(map(accuracy_of, self._by_client(correct))),
-        }
+                found = [predict(self.method, self.test, self.events)] * self.clients
+            of_clients = self._by_client([x.correct for x in found])
+            return {
+                **mean_scores([scores(x, self.method.classes) for x in found]),
+                "client_accuracies": tuple(map(accuracy, of_clients)),
+            }
 
     def _by_client(self, correct: list[Tensor]) -> list[Tensor]:
         """Give each client's hits: on its part if there are parts; none where one model has no parts."""

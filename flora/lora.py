@@ -6,6 +6,7 @@ terms is `lora_alpha = alpha * rank`; A starts from N(0, 1 / rank), B from zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -92,5 +93,15 @@ class FLoRA(Method):
         """Sum rank x (width in + width out) over the adapted layers."""
         return sum(self.options.rank * (x.in_features + x.out_features) for x in self._adapted())
 
+    @property
+    def products(self) -> Sequence[tuple[str, str]]:
+        """B and A of each adapted layer."""
+        return factors(self.trainable)
+
     def _adapted(self) -> list[LoraLayer]:
         return [module for module in self.clip.modules() if isinstance(module, LoraLayer)]
+
+
+def factors(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pair up the tensors of PEFT's LoRA layers, those named B with those named A."""
+    return [(name.replace(".lora_A.", ".lora_B."), name) for name in names if ".lora_A." in name]

@@ -8,7 +8,7 @@ defaults are zero-shot CLIP (arXiv 2103.00020), so that a method need state only
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
@@ -128,6 +128,11 @@ class Method(nn.Module, ABC):
         """All that a step reads and every client has alike: weights, and what was kept of frozen towers."""
         kept = [x for x in (self._kept_text, self._kept_nodes) if x is not None]
         return [*self.parameters(), *self.buffers(), *kept]
+
+    @property
+    def products(self) -> Sequence[tuple[str, str]]:
+        """Pairs of trainable tensors, (out, rank) and (rank, in), that act by their product alone."""
+        return ()
 
     @property
     def trains_vision(self) -> bool:

@@ -31,6 +31,7 @@ _TYPES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int8: "I8",
 }
 # So much of a payload is looked at together: it stays in the processor's cache.
 _CHECKED_AT_ONCE_BYTES = 2**18
@@ -92,6 +93,11 @@ class _Layout:
     size: int
 
 
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """Say how many bytes `encode` would give, of which names, shapes and dtypes alone are looked at."""
+    return _layout_of(tensors).size
+
+
 def encode(tensors: Mapping[str, Tensor]) -> bytes:
     """Serialise tensors, from whatever device, as safetensors bytes; their numbers are copied once."""
     layout = _layout_of(tensors)
@@ -114,7 +120,7 @@ def decode(payload: bytes, like: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     numbers = memoryview(payload)
     if not all(_is_finite(numbers, block) for block in layout.blocks):
         name = next(name for name, place in layout.places.items() if not _is_finite(numbers, place))
-        raise _not_finite(name)
+        raise not_finite(name)
     return Arrived(payload, layout)
 
 
@@ -144,14 +150,17 @@ def _check_tensor(name: str, found: Tensor, expected: Tensor) -> None:
     if found.dtype != expected.dtype:
         raise PayloadError(f"{name!r} is {found.dtype}, not {expected.dtype}")
     if not found.isfinite().all():
-        raise _not_finite(name)
+        raise not_finite(name)
 
 
-def _not_finite(name: str) -> PayloadError:
+def not_finite(name: str) -> PayloadError:
+    """Say that a tensor is refused for such values."""
     return PayloadError(f"{name!r} has values that are not finite")
 
 
 def _is_finite(payload: memoryview, place: _Place) -> bool:
+    if not place.dtype.is_floating_point:
+        return True
     for start in range(place.start, place.end, _CHECKED_AT_ONCE_BYTES):
         end = min(start + _CHECKED_AT_ONCE_BYTES, place.end)
         # the extremes are of the numbers themselves, or infinite, or NaN if any is: one pass, nothing kept

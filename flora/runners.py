@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from math import ceil
@@ -15,8 +15,9 @@ from typing import Protocol
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flora import client, group, payload
+from flora import client, group
 from flora.client import OptimizerState
+from flora.codecs import Codec, Plain, Residual
 from flora.errors import BadInput
 from flora.events import Events, Work
 from flora.features import Samples
@@ -78,6 +79,8 @@ class Clients:
         training: what a client does.
         kept: where optimiser states rest; None if each round starts afresh.
         order_seed: seed of the batch order.
+        codec: reads what arrives and writes what is sent.
+        residuals: where rests what clients' updates left out; None if that is not kept.
     """
 
     method: Method
@@ -86,6 +89,8 @@ class Clients:
     training: Training
     kept: MutableMapping[int, OptimizerState] | None
     order_seed: int
+    codec: Codec = field(default_factory=Plain, kw_only=True)
+    residuals: MutableMapping[int, Residual] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if empty := [number for number, share in enumerate(self.shares) if not len(share)]:
@@ -101,12 +106,30 @@ class Clients:
 
     def keep_state(self, number: int, state: OptimizerState | None) -> None:
         """Put a client's optimiser state away; of one that diverged, None, nothing is kept."""
-        if self.kept is None:
-            return
-        if state is None:
-            self.kept.pop(number, None)
-        else:
-            self.kept[number] = state
+        if self.kept is not None:
+            _put_away(self.kept, number, state)
+
+    def encode(
+        self, round: int, number: int, trained: Trained, received: Mapping[str, Tensor], events: Events
+    ) -> bytes:
+        """Write a client's upload; what it leaves out is added to the client's next."""
+        if self.residuals is None:
+            return self.codec.encode_update(trained.tensors, received, None)[0]
+        with events.phase("rest", round, number, "client"):
+            residual = self.residuals.get(number)
+        upload, left_out = self.codec.encode_update(trained.tensors, received, residual)
+        with events.phase("rest", round, number, "client"):
+            _put_away(self.residuals, number, left_out)
+        return upload
+
+
+def _put_away(
+    rest: MutableMapping[int, dict[str, Tensor]], number: int, tensors: dict[str, Tensor] | None
+) -> None:
+    if tensors is None:
+        rest.pop(number, None)
+    else:
+        rest[number] = tensors
 
 
 @dataclass(frozen=True)
@@ -123,10 +146,10 @@ class OneByOne(Clients):
     def _run_client(self, round: int, number: int, broadcast: bytes, events: Events) -> Upload:
         events.payload(round, number, "down", broadcast)
         with events.phase("send", round, number, "client"):
-            received = payload.decode(broadcast, like=self.method.trainable)
+            received = self.codec.decode_state(broadcast, like=self.method.trainable)
         trained = self.train(round, number, received, events)
         with events.phase("receive", round, number, "client"):
-            upload = payload.encode(trained.tensors)
+            upload = self.encode(round, number, trained, received, events)
         events.payload(round, number, "up", upload)
         return Upload(number, upload, len(self.shares[number]), trained.loss, trained.seen)
 
@@ -138,7 +161,7 @@ class OneByOne(Clients):
             state = client.start(self.method, start, self.training, kept)
             gradients = partial(client.gradients, state)
             for batch in map(self.method.collate, self.samples.batches_of(self.order(round, number))):
-                with events.work(Work("step", batch, (number,), gradients)):
+                with events.work(Work("step", batch, (number,), gradients, state.optimizer)):
                     state = client.step(state, batch)
             trained = client.finish(state)
             loss = float(state.losses) / state.seen
@@ -172,10 +195,10 @@ class Grouped(Clients):
         for number in numbers:
             events.payload(round, number, "down", broadcast)
         with events.phase("send", round, side="client"):
-            received = payload.decode(broadcast, like=self.method.trainable)
+            received = self.codec.decode_state(broadcast, like=self.method.trainable)
         trained = self._train(round, numbers, received, events)
         with events.phase("receive", round, side="client"):
-            uploads = [payload.encode(trained[number].tensors) for number in numbers]
+            uploads = [self.encode(round, number, trained[number], received, events) for number in numbers]
         for number, upload in zip(numbers, uploads, strict=True):
             events.payload(round, number, "up", upload)
         return [
@@ -197,7 +220,7 @@ class Grouped(Clients):
                 # those with the most steps come first: whoever has no more is behind
                 chosen = [x for x in drawn if x is not None]
                 batch = group.stack(self.method, self.samples, chosen)
-                with events.work(Work("step", batch, numbers[: len(chosen)], gradients)):
+                with events.work(Work("step", batch, numbers[: len(chosen)], gradients, state.optimizer)):
                     state = group.step(state, batch, [len(x) for x in chosen])
             trained, losses, states = group.finish(state)
         with events.phase("rest", round, side="client"):
@@ -210,25 +233,25 @@ class Grouped(Clients):
         }
 
 
-class StatesOnDisk(MutableMapping[int, OptimizerState]):
+class StatesOnDisk(MutableMapping[int, dict[str, Tensor]]):
     """Clients' tensors in a temporary folder, as each client would keep its own.
 
     With many clients and many weights they would not fit in memory: Adam's are twice the model, a client.
     """
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="flora-optimizer-states-")
+        self._folder = TemporaryDirectory(prefix="flora-clients-")
         self._clients: set[int] = set()
 
     def _file(self, client: int) -> Path:
         return Path(self._folder.name) / f"{client}.safetensors"
 
-    def __getitem__(self, client: int) -> OptimizerState:
+    def __getitem__(self, client: int) -> dict[str, Tensor]:
         if client not in self._clients:
             raise KeyError(client)
         return load_file(self._file(client))
 
-    def __setitem__(self, client: int, state: OptimizerState) -> None:
+    def __setitem__(self, client: int, state: dict[str, Tensor]) -> None:
         # to a new file: what was read from the old one may still be mapped from it
         written = self._file(client).with_suffix(".new")
         save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, written)
@@ -262,6 +285,18 @@ def states_for(
         return None
     two_moments = 2 * _trainable_bytes(method)
     return _room_for(clients, two_moments, "optimizer.state: keep", "use reset, or ")
+
+
+def residuals_for(method: Method, clients: int, codec: Codec) -> MutableMapping[int, Residual] | None:
+    """Choose where rests what the updates of `clients` left out; nowhere if it is not kept.
+
+    Raises:
+        BadInput: there is no room for it.
+    """
+    if not codec.keeps_residual:
+        return None
+    what = "codec.error_feedback: true"
+    return _room_for(clients, _trainable_bytes(method), what, "use false, or ")
 
 
 def models_for(method: Method, clients: int) -> MutableMapping[int, dict[str, Tensor]]:

@@ -50,6 +50,61 @@ def _with_name(value: object) -> object:
 Optimizer = Annotated[Adam | SGD, Field(discriminator="name"), BeforeValidator(_with_name)]
 
 
+class Fp32(Settings):
+    """Tensors as they are, in the precision they train in."""
+
+    name: Literal["fp32"] = "fp32"
+
+
+class Fp16(Settings):
+    """IEEE half precision, 2 bytes a number: 11 bits of precision, up to 65504."""
+
+    name: Literal["fp16"] = "fp16"
+    direction: Literal["both", "up"] = "both"
+
+
+class Bf16(Settings):
+    """bfloat16, 2 bytes a number: 8 bits of precision, the range of float32."""
+
+    name: Literal["bf16"] = "bf16"
+    direction: Literal["both", "up"] = "both"
+
+
+class Int8(Settings):
+    """Whole numbers from -127 to 127 and one scale a tensor, its largest magnitude over 127."""
+
+    name: Literal["int8"] = "int8"
+    direction: Literal["both", "up"] = "both"
+
+
+class TopK(Settings):
+    """The largest entries of each client's update alone, up only; what is left out waits its turn.
+
+    Attributes:
+        share: of each tensor's entries that travel; at least one does.
+        error_feedback: add to a client's next update what was left out of those before
+            (Stich et al., arXiv 1809.07599; Karimireddy et al., arXiv 1901.09847).
+    """
+
+    name: Literal["topk"] = "topk"
+    share: float = Field(0.01, gt=0, le=1)
+    error_feedback: bool = True
+
+
+CODECS: dict[str, type[Settings]] = {"fp32": Fp32, "fp16": Fp16, "bf16": Bf16, "int8": Int8, "topk": TopK}
+
+
+def _with_codec_name(value: object) -> object:
+    """Let a bare name stand for that codec, and a mapping without a name for the plain one."""
+    if isinstance(value, str):
+        return {"name": value}
+    return {"name": "fp32", **value} if isinstance(value, dict) else value
+
+
+CodecSpec = Fp32 | Fp16 | Bf16 | Int8 | TopK
+CodecConfig = Annotated[CodecSpec, Field(discriminator="name"), BeforeValidator(_with_codec_name)]
+
+
 class Training(Settings):
     """What a client does in a round.
 

@@ -12,7 +12,7 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from flora import client
 from flora.clip import Clip
 from flora.errors import BadInput
-from flora.federation import evaluate
+from flora.evaluation import evaluate
 from flora.settings import Training
 from tests.flora import toy
 

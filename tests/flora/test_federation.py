@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flora import client, payload
+from flora.evaluation import evaluate, predict, scores
 from flora.events import Events, Listener, Phase, RoundRecord
-from flora.federation import Federation, evaluate
+from flora.federation import Federation
 from flora.settings import Training
 from tests.flora import toy
 
@@ -61,7 +62,8 @@ def test_records_say_what_happened():
         assert (record.round == 0) == all(torch.equal(start[n], t) for n, t in federation.state.items())
     first, *trained = records
     assert [r.round for r in records] == [0, 1, 2]
-    assert asdict(first) == asdict(RoundRecord(0, first.accuracy))
+    untrained = predict(toy.method(FLORA), federation.test)
+    assert first == RoundRecord(0, **scores(untrained, toy.CLASSES))
     assert all(r.clients == (0, 1, 2) and r.refused == () and r.samples_seen == 21 for r in trained)
     assert trained[1].loss < trained[0].loss
 
@@ -93,7 +95,7 @@ def test_zero_shot_has_round_zero_only():
     built = toy.method({"name": "zero_shot"})
     federation = toy.federation(built, listeners=[recorder])
     (record,) = federation.rounds(3)
-    assert record == RoundRecord(0, evaluate(built, federation.test))
+    assert record == RoundRecord(0, **scores(predict(built, federation.test), toy.CLASSES))
     assert recorder.heard == [
         ("started", Phase("evaluate", 0)),
         ("ended", Phase("evaluate", 0)),

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flora import client
+from flora.evaluation import evaluate
 from flora.events import Events
-from flora.federation import evaluate
 from flora.local import LocalTraining
 from flora.runners import OneByOne, models_for, states_for
 from tests.flora import reference, toy

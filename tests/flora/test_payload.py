@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import flora.payload
-from flora.payload import PayloadError, decode, encode
+from flora.payload import PayloadError, decode, encode, size_of
 from tests.flora import toy
 
 STATE = {
@@ -256,3 +256,10 @@ def test_the_format_adds_little_to_the_numbers(options):
     assert abs(len(encode(small)) - numbers - overhead(small)) <= 8 + 2 * len(small)
     real = toy.built_on(toy.architecture("ViT-B-32"), options).trainable
     assert 0 < overhead(real) + 8 <= 150 * len(real)
+
+
+def test_the_size_is_known_before_anything_is_encoded():
+    tensors = {"a": torch.ones(3, 5), "b": torch.ones(2, dtype=torch.float64), "c": torch.empty(0)}
+    assert size_of(tensors) == len(encode(tensors))
+    without_numbers = {name: x.to("meta") for name, x in tensors.items()}
+    assert size_of(without_numbers) == len(encode(tensors))
