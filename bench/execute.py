@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,8 +19,6 @@ from flora.errors import BadInput
 from flora.events import Listener
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from flora.cache import FeatureCache
 
 
@@ -61,6 +61,7 @@ def run_matrix(
     watcher: Watcher | None = None,
     weights: str = "small",
     cache: FeatureCache | None = None,
+    isolate: bool = False,
 ) -> Iterator[Outcome]:
     """Run the cells that have no result in `results`, yielding what became of each cell, in order.
 
@@ -71,6 +72,7 @@ def run_matrix(
         watcher: told of the progress.
         weights: which trained tensors to keep, of `bench.store.WEIGHTS_KEPT_BYTES`.
         cache: where what frozen towers give is kept from cell to cell and run to run; None for nowhere.
+        isolate: run each cell in a process of its own, see `bench.isolate`.
 
     Raises:
         BadInput: before anything runs, if `results` cannot be written or a stored result of these cells
@@ -82,20 +84,41 @@ def run_matrix(
     paths = [store.run_path(results, config.model_dump(mode="json"), config.hash) for config in cells]
     kept = {} if fresh else _kept(cells, paths)
     left = [config for config, path in zip(cells, paths, strict=True) if path not in kept]
+    if left and isolate:
+        from bench.isolate import run_isolated, start_server, wait_for_server
+
+        start_server()  # it loads libraries while the cells are checked
     _check(left)
     for folder in {path.parent.parent for path in paths}:
         store.check_writable(folder)
     watcher.matrix_started(cells, left)
-    if left:
-        _warm_up(left[0].device)
-    for config, path in zip(cells, paths, strict=True):
-        if path in kept:
-            yield Outcome(config, "kept", path, kept[path])
-        else:
+    if left and isolate:
+        wait_for_server()
+    elif left:
+        warm_up_seconds = warm_up(left[0].device)
+    with _libraries_left_alone():
+        for config, path in zip(cells, paths, strict=True):
+            if path in kept:
+                yield Outcome(config, "kept", path, kept[path])
+                continue
             watcher.cell_started(config)
-            outcome = _run(config, path, watcher, weights, cache)
+            if isolate:
+                outcome = run_isolated(config, path, watcher, weights, cache)
+            else:
+                outcome = run_one(config, path, watcher, weights, cache, warm_up_seconds)
             watcher.cell_ended(outcome)
             yield outcome
+
+
+@contextmanager
+def _libraries_left_alone() -> Iterator[None]:
+    """Keep the garbage collector off what is loaded: to look through it took each cell 0.3 s."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _kept(cells: Sequence[RunConfig], paths: Sequence[Path]) -> dict[Path, Mapping[str, Any]]:
@@ -151,15 +174,20 @@ def _check(cells: Sequence[RunConfig]) -> None:
                 raise BadInput(f"{label(config)}: {error}") from error
 
 
-def _warm_up(device: str) -> None:
+def warm_up(device: str) -> float:
     """Run a cell too small to matter, so that no measured cell is the first to load and set up libraries.
 
     It trains every weight of the embedded model: no method needs more of torch than that.
+
+    Returns:
+        the seconds it took.
     """
+    began = time.perf_counter()
     from bench.run import run_cell
 
     small = {"data": {"max_train": 10, "max_test": 10}, "clients": 1, "rounds": 1}
     run_cell(RunConfig.read({"method": "full_finetune", "device": device, **small}))
+    return time.perf_counter() - began
 
 
 def _inputs(config: RunConfig) -> str:
@@ -170,18 +198,35 @@ def _inputs(config: RunConfig) -> str:
     return json.dumps({**fields, "seed": config.seed.split}, sort_keys=True)
 
 
-def _run(
-    config: RunConfig, path: Path, watcher: Watcher, weights: str, cache: FeatureCache | None
+def run_one(
+    config: RunConfig,
+    path: Path,
+    watcher: Watcher,
+    weights: str,
+    cache: FeatureCache | None,
+    warm_up_seconds: float,
 ) -> Outcome:
-    """Run one cell; whatever goes wrong in it stays in it."""
-    from bench.run import run_cell
+    """Run one cell in this process and keep its result; whatever goes wrong in it stays in it.
+
+    Args:
+        config: the cell.
+        path: of its `run.json`.
+        watcher: told of its phases and rounds.
+        weights: which trained tensors to keep, of `bench.store.WEIGHTS_KEPT_BYTES`.
+        cache: where what frozen towers give is kept.
+        warm_up_seconds: what `warm_up` took in this process.
+    """
+    from bench.run import Leftovers, run_cell
 
     failure = path.with_name("error.txt")
-    trained: dict[str, Tensor] = {}
+    leftovers = Leftovers()
     try:
         with interruptible():
-            result = run_cell(config, [watcher], trained.update, cache)
-            result["weights"] = store.save_weights(path, trained, weights)
+            result = run_cell(config, [watcher], leftovers, cache)
+            result["summary"]["warm_up_seconds"] = warm_up_seconds
+            result["weights"] = store.save_weights(path, leftovers.weights, weights)
+            for name, rows in leftovers.tables.items():
+                result[name] = store.save_table(path, name, rows)
             store.save_run(path, result)
     except BadInput as error:
         return Outcome(config, "refused", path, reason=str(error))

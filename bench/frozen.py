@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.config import RunConfig
 from bench.images import KEPT_BYTES, Pixels
+from bench.measure.tensors import Counter
 from flora.cache import Compute, FeatureCache
 from flora.clip import ENCODED, Clip
 from flora.events import Events, Phase
@@ -27,6 +29,8 @@ from flora.method import Method
 # Images that go through the tower together. Always so many: with another number of them torch may choose
 # other kernels, and a row's last bits would depend on which images happened to be missing from the cache.
 AT_ONCE = 32
+# What one batch takes, by the kind of its rows: cells of a matrix mostly share it.
+_COUNTED: dict[str, tuple[int, int]] = {}
 # Files of activations are only made where at least this much stays free on the disk.
 DISK_LEFT_FREE_BYTES = 2 * 10**9
 
@@ -68,11 +72,36 @@ class FrozenFeatures:
         self._had: dict[tuple[int, int], Samples] = {}
         self._parts: list[Samples] = []  # held, so that no other can take one's identity
         self._found: dict[int, Found] = {}
+        self._batches: dict[int, int] = {}
 
     @property
     def extraction_seconds(self) -> float | None:
         """What computing all rows given took, whenever that was; None where there were none to compute."""
         return sum(found.extraction_seconds for found in self._found.values()) if self._found else None
+
+    def counted(self) -> tuple[int, int]:
+        """Count what computing all rows given takes, wherever they came from.
+
+        Returns:
+            operations; and the most bytes of live tensors, those of the model as it is now among them.
+        """
+        of_stages = {stage: self._one_batch(stage) for stage in self._batches}
+        flops = sum(count * of_stages[stage][0] for stage, count in self._batches.items())
+        model = Counter({"parameters": self._clip.parameters()}).live_bytes
+        return flops, model + max((peak for _, peak in of_stages.values()), default=0)
+
+    def _one_batch(self, stage: int) -> tuple[int, int]:
+        """Count one batch's way through the tower, on tensors without numbers; without the model's bytes."""
+        key = json.dumps(self._kind_at(stage), sort_keys=True)
+        if key not in _COUNTED:
+            like = next(part for part in self._parts if isinstance(part.images, Pixels))
+            shape = like.images[torch.tensor([0])].shape[1:]
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(), self._clip.autocast():
+                images = self._clip.logit_scale.new_empty(AT_ONCE, *shape)
+                with Counter() as counter:
+                    self._clip.run_image_stages(images, slice(0, stage))
+            _COUNTED[key] = counter.flops, counter.peak_bytes
+        return _COUNTED[key]
 
     def describe(self, stage: int) -> dict[str, Any]:
         """Say what of the rows that enter `stage` was kept from before, and what stage that is."""
@@ -131,6 +160,7 @@ class FrozenFeatures:
     def _rows(self, part: Samples, stage: int) -> Rows:
         if not isinstance(part.images, Pixels):  # rows of a file already, all that is frozen behind them
             return torch.cat([*part.encoded(self._clip, torch.arange(len(part)).split(AT_ONCE), stage)])
+        self._batches[stage] = self._batches.get(stage, 0) - (-len(part) // AT_ONCE)
         if self._cache is None:
             return self._computed_now(part, stage)
         rows = self._cache.rows(

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.tasks.base import Images, ImagesView
+from flora.features import ImageSource, Samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,6 +108,41 @@ class Kept:
     def kept(self) -> Kept:
         """Give itself."""
         return self
+
+
+def test_images_in_training(train: Samples, test: Samples) -> int:
+    """Count the images of `test` that are among those of `train`, by what they hold and not by their place.
+
+    Images in memory are alike if their pixels are, files if their bytes are (so that the same picture saved
+    anew is not found), images that a data set decodes by their pixels, and rows of features by their numbers.
+
+    Args:
+        train: all that any client trains on, before it was decoded or features were computed of it.
+        test: what is evaluated on, likewise.
+
+    Raises:
+        ValueError: one has decoded images and the other has not, so that they cannot be compared.
+        BadInput: a file cannot be read.
+    """
+    if type(train.images) is not type(test.images):
+        raise ValueError("training and test images must both be decoded, or neither")
+    seen = set(_contents(train.images))
+    return sum(content in seen for content in _contents(test.images))
+
+
+def _contents(source: ImageSource) -> Iterator[bytes]:
+    """Give what tells each image by what it holds, in order, found in parallel."""
+    if isinstance(source, Kept):
+        yield from (sha256(row.numpy().data).digest() for row in source.pixels.contiguous())
+        return
+    assert isinstance(source, Pixels)
+    images = source.images
+
+    def some(start: int) -> list[bytes]:
+        stop = min(start + DECODED_AT_ONCE, len(images))
+        return [images.content(index) for index in range(start, stop)]
+
+    yield from chain.from_iterable(_DECODERS.map(some, range(0, len(images), DECODED_AT_ONCE)))
 
 
 def _stacked(images: list[Future[Tensor]]) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from statistics import fmean, pstdev
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,34 +16,55 @@ from bench.compute import applied, configured
 from bench.config import PRECOMPUTED, RunConfig
 from bench.device import deterministic
 from bench.frozen import FrozenFeatures, kind_of_rows
+from bench.images import test_images_in_training
 from bench.inputs import Inputs, Suite, load_inputs
-from bench.measure.clock import Clock
-from bench.measure.environment import describe
-from bench.measure.memory import Memory
-from bench.measure.traffic import Traffic
+from bench.measure.instruments import Instruments
+from bench.measure.invariants import Invariants
+from bench.measure.traffic import Traffic, needed_once_bytes
 from bench.models import open_clip_config
-from bench.splits import Split
+from bench.record import (
+    Measured,
+    client_rows,
+    details_of,
+    environment_of,
+    evaluation_of,
+    inputs_of,
+    summary_of,
+)
 from flora.cache import FeatureCache
+from flora.codecs import make_codec
 from flora.errors import BadInput
+from flora.evaluation import Predictions, accuracy, predict
 from flora.events import Events, Listener, RoundRecord
 from flora.features import Samples
-from flora.federation import Federation, evaluate, participants
+from flora.federation import Federation, participants
 from flora.group import can_be_grouped, clients_at_once
 from flora.local import LocalTraining
 from flora.method import Method
-from flora.runners import Grouped, OneByOne, models_for, states_for
-
-Weights = Mapping[str, Tensor]
+from flora.runners import Grouped, OneByOne, models_for, residuals_for, states_for
 
 
 class DivergedError(RuntimeError):
     """No client's work was ever fit to be used."""
 
 
+@dataclass
+class Leftovers:
+    """What a run leaves beside its result.
+
+    Attributes:
+        weights: the trained tensors, where there is one model and not one a client.
+        tables: rows of what is too long for the result, by the name of its table.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    tables: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+
 def run_cell(
     config: RunConfig,
     listeners: Sequence[Listener] = (),
-    keep: Callable[[Weights], None] | None = None,
+    leftovers: Leftovers | None = None,
     cache: FeatureCache | None = None,
 ) -> dict[str, Any]:
     """Run one cell and give what its `run.json` holds.
@@ -51,7 +72,7 @@ def run_cell(
     Args:
         config: the cell.
         listeners: told of every phase and round, besides those that measure.
-        keep: given the trained tensors at the end, where there is one model and not one a client.
+        leftovers: given what the run leaves besides.
         cache: where what frozen towers give is kept from cell to cell; None for this cell alone.
 
     Raises:
@@ -59,54 +80,156 @@ def run_cell(
         PayloadMismatch: a payload is not of the size that the method's closed form gives.
         DivergedError: every upload of every round was refused.
     """
-    memory, clock = Memory(config.device), Clock(config.device)
-    events = Events((*listeners, memory, clock))
+    instruments = Instruments.for_run(config.device, compiled=config.compute.compile is not None)
+    events = Events((*listeners, *instruments.listeners))
     with deterministic(config.device), configured(config.compute, config.device):
-        with events.phase("load"):
-            inputs = load_inputs(config)
-        frozen = _frozen(config, inputs, cache, events)
-        zero_shot = _zero_shot(config, inputs, frozen, events)
-        with events.phase("prepare"):
-            method = make_method(config, inputs)
-            _check_prompts(method, inputs.suites)
-        train, shares = _in_use(config, inputs)
-        samples = _samples_for(method, (train, inputs.test), frozen, events)
-        applied(method.clip, config.compute)
-        traffic = Traffic(_closed_form_bytes(method), len(method.trainable))
-        told = Events((traffic, *events.listeners))
-        training = _training(config, method, samples, shares, inputs.division.client_test, told)
+        cell = Cell.prepared(config, cache, events, instruments)
+        with events.phase("check"):
+            invariants = Invariants(cell.method, cell.client_sizes, config.mode)
+            leak = _no_test_in_train(cell.drawn, cell.inputs.test)
+        traffic = Traffic(make_codec(config.codec), cell.method.trainable, cell.method.closed_form())
+        training = cell.training(Events((traffic, invariants, *events.listeners)))
+        instruments.watch(**cell.holders(training))
         records = list(training.rounds(config.rounds))
         _check_convergence(records)
-        trained = _transfer(method, training, inputs.suites, frozen, events)
+        trained = cell.transfer(training)
+        with events.phase("check"):
+            held = invariants.result(training.trained_state)
+            if instruments.work is not None and cell.frozen is not None:
+                instruments.work.add("features", *cell.frozen.counted())
+    once = needed_once_bytes(cell.method)
+    measured = Measured(
+        instruments, traffic, invariants, records, cell.zero_shot, trained, cell.client_sizes, once
+    )
+    load = instruments.load.result()
     result = {
         "status": "complete",
         "config": config.model_dump(mode="json"),
         "config_hash": config.hash,
         "summary": {
-            **_accuracies(records, zero_shot, trained),
-            **_costs(clock, memory, traffic),
-            "extraction_seconds": None if frozen is None else frozen.extraction_seconds,
+            **summary_of(measured),
+            "cpu_seconds": load.pop("cpu_seconds"),
+            "extraction_seconds": None if cell.frozen is None else cell.frozen.extraction_seconds,
             "clients_together": _together(training),
-            "trainable_parameters": sum(p.numel() for p in method.trainable.values()),
-            "train_flops": None,  # a field of the schema that is not measured yet
-            "refused_uploads": sum(len(record.refused) for record in records),
+            "trainable_parameters": sum(p.numel() for p in cell.method.trainable.values()),
         },
-        "setup": {"seconds": clock.setup_seconds, "peak_memory_bytes": memory.peak_memory_bytes(None)},
-        "features": _features(frozen, samples[0]),
-        "rounds": [_round(record, clock, memory, traffic) for record in records],
-        "split": _split(inputs.division.split),
-        "data": _data(inputs),
-        "model": {"fingerprint": inputs.sources["model"]},
-        "environment": {
-            **describe(config.device),
-            "memory_method": memory.totals.method,
-            "nvml_reason": memory.totals.nvml_reason,
-        },
-        "invariants": {"payload_closed_form": traffic.invariant()},
+        **details_of(measured),
+        "evaluation": evaluation_of(measured, cell.inputs.prepared.task.class_names),
+        "features": _features(cell.frozen, cell.train),
+        **inputs_of(cell.inputs),
+        "load": load,
+        "environment": environment_of(config, instruments),
+        "invariants": {"payload_closed_form": traffic.invariant(), **held, "no_test_in_train": leak},
     }
-    if keep is not None and training.trained_state is not None:
-        keep(training.trained_state)
+    if leftovers is not None:
+        leftovers.weights.update(training.trained_state or {})
+        leftovers.tables |= {"ledger": traffic.rows(), "clients": client_rows(measured)}
     return result
+
+
+@dataclass
+class Cell:
+    """A cell that is ready to train.
+
+    Attributes:
+        config: what it is.
+        inputs: what it starts from.
+        frozen: what frozen towers give; None where nothing of it is kept.
+        zero_shot: what the model predicted as it came, by suite; "test" is the task's own test set.
+        method: around the model.
+        drawn: the samples that any client has, before anything was computed of them.
+        train, test: the samples as the method sees them.
+        shares: one index array (n,) of `train` a client.
+        events: whom to tell.
+    """
+
+    config: RunConfig
+    inputs: Inputs
+    frozen: FrozenFeatures | None
+    zero_shot: dict[str, Predictions]
+    method: Method
+    drawn: Samples
+    train: Samples
+    test: Samples
+    shares: Sequence[Tensor]
+    events: Events
+
+    @classmethod
+    def prepared(
+        cls,
+        config: RunConfig,
+        cache: FeatureCache | None,
+        events: Events,
+        instruments: Instruments | None = None,
+    ) -> Cell:
+        """Load, classify as it came, and build the method.
+
+        Raises:
+            BadInput: the cell asks for something that its task, split or model cannot give.
+        """
+        with events.phase("load"):
+            inputs = load_inputs(config)
+        if instruments is not None:
+            instruments.watch(parameters=inputs.model.clip.parameters, buffers=inputs.model.clip.buffers)
+        frozen = _frozen(config, inputs, cache, events)
+        zero_shot = _zero_shot(config, inputs, frozen, events)
+        with events.phase("prepare"):
+            method = make_method(config, inputs)
+            _check_prompts(method, inputs.suites)
+            drawn, shares = _in_use(config, inputs)
+        train, test = _samples_for(method, (drawn, inputs.test), frozen, events)
+        applied(method.clip, config.compute)
+        return cls(config, inputs, frozen, zero_shot, method, drawn, train, test, shares, events)
+
+    @property
+    def client_sizes(self) -> list[int]:
+        """How many samples each client has, by the split itself; of centralised training the one's."""
+        if self.config.mode == "centralized":
+            return [len(share) for share in self.shares]
+        return list(self.inputs.division.split.client_sizes)
+
+    def training(self, events: Events) -> Federation | LocalTraining:
+        """Put together who trains: a federation, every client alone, or one with all of their data."""
+        config, method, shares = self.config, self.method, self.shares
+        kept = states_for(method, len(shares), config.training)
+        clients = (method, self.train, shares, config.training, kept, config.seed.order)
+        common: dict[str, Any] = {
+            "participation": config.participation,
+            "participation_seed": config.seed.participation,
+            "client_test": _indices(self.inputs.division.client_test),
+            "events": events,
+        }
+        if config.mode != "federated":
+            trained = models_for(method, len(shares))
+            return LocalTraining(method, OneByOne(*clients), self.test, len(shares), trained, **common)
+        with events.phase("prepare"):
+            at_once = _clients_at_once(config, method, self.train, shares)
+        codec = make_codec(config.codec)
+        coded: dict[str, Any] = {"codec": codec, "residuals": residuals_for(method, len(shares), codec)}
+        runner = OneByOne(*clients, **coded) if at_once == 1 else Grouped(*clients, at_once, **coded)
+        return Federation(method, runner, self.test, len(shares), codec=codec, **common)
+
+    def transfer(self, training: Federation | LocalTraining) -> dict[str, float]:
+        """Evaluate the suites after training, mean over the models; none of a method bound to its classes."""
+        suites, method, frozen = self.inputs.suites, self.method, self.frozen
+        if not suites or not method.open_vocabulary:
+            return {}
+        if frozen is not None and not method.trains_vision:
+            suites = {
+                name: replace(suite, samples=frozen.of(suite.samples)) for name, suite in suites.items()
+            }
+        with self.events.phase("transfer"):
+            of_models = [_on_suites(method, suites, self.events) for _ in training.models()]
+        return {name: fmean(accuracy(found[name].correct) or 0.0 for found in of_models) for name in suites}
+
+    def holders(self, training: Federation | LocalTraining) -> dict[str, Callable[[], Iterable[Tensor]]]:
+        """Say where tensors are held while clients train, by cause."""
+        rows = [x for part in (self.train, self.test) for x in (part.features, part.labels)]
+        kept = [x for x in rows if isinstance(x, Tensor)]
+        return {
+            "parameters": self.method.parameters,
+            "buffers": lambda: [*self.method.shared_tensors, *kept, *training.held],
+        }
 
 
 def make_method(config: RunConfig, inputs: Inputs) -> Method:
@@ -156,7 +279,7 @@ def _frozen(
 
 def _zero_shot(
     config: RunConfig, inputs: Inputs, frozen: FrozenFeatures | None, events: Events
-) -> dict[str, float]:
+) -> dict[str, Predictions]:
     """Evaluate the model as it came, before any method touches it."""
     of = (lambda part: part) if frozen is None else frozen.of
     test = of(inputs.test)
@@ -165,33 +288,16 @@ def _zero_shot(
         untouched = ZeroShot(
             inputs.model.clip, inputs.prompts, ZeroShotOptions(), _generator(config), config.acceleration
         )
-        return {"test": evaluate(untouched, test), **_on_suites(untouched, suites)}
+        return {"test": predict(untouched, test, events), **_on_suites(untouched, suites, events)}
 
 
-def _on_suites(method: Method, suites: Mapping[str, Suite]) -> dict[str, float]:
+def _on_suites(method: Method, suites: Mapping[str, Suite], events: Events) -> dict[str, Predictions]:
     """Classify each suite's images into its own classes."""
-    accuracies = {}
+    found = {}
     for name, suite in suites.items():
         with method.prompted(suite.prompts):
-            accuracies[name] = evaluate(method, suite.samples)
-    return accuracies
-
-
-def _transfer(
-    method: Method,
-    training: Federation | LocalTraining,
-    suites: Mapping[str, Suite],
-    frozen: FrozenFeatures | None,
-    events: Events,
-) -> dict[str, float]:
-    """Evaluate the suites after training, mean over the models; nothing of a method bound to its classes."""
-    if not suites or not method.open_vocabulary:
-        return {}
-    if frozen is not None and not method.trains_vision:
-        suites = {name: replace(suite, samples=frozen.of(suite.samples)) for name, suite in suites.items()}
-    with events.phase("transfer"):
-        of_models = [_on_suites(method, suites) for _ in training.models()]
-    return {name: fmean(accuracies[name] for accuracies in of_models) for name in suites}
+            found[name] = predict(method, suite.samples, events)
+    return found
 
 
 def _generator(config: RunConfig) -> torch.Generator:
@@ -220,37 +326,6 @@ def _samples_for(
         return train.with_images_kept(), test.with_images_kept()
 
 
-def _closed_form_bytes(method: Method) -> int:
-    return method.closed_form() * method.clip.logit_scale.element_size()
-
-
-def _training(
-    config: RunConfig,
-    method: Method,
-    samples: tuple[Samples, Samples],
-    shares: Sequence[Tensor],
-    client_test: Sequence[Any],
-    events: Events,
-) -> Federation | LocalTraining:
-    """Put together who trains: a federation, every client alone, or one with all of their data."""
-    train, test = samples
-    kept = states_for(method, len(shares), config.training)
-    clients = (method, train, shares, config.training, kept, config.seed.order)
-    common: dict[str, Any] = {
-        "participation": config.participation,
-        "participation_seed": config.seed.participation,
-        "client_test": _indices(client_test),
-        "events": events,
-    }
-    if config.mode != "federated":
-        trained = models_for(method, len(shares))
-        return LocalTraining(method, OneByOne(*clients), test, len(shares), trained, **common)
-    with events.phase("prepare"):
-        at_once = _clients_at_once(config, method, train, shares)
-    runner = OneByOne(*clients) if at_once == 1 else Grouped(*clients, at_once)
-    return Federation(method, runner, test, len(shares), **common)
-
-
 def _clients_at_once(config: RunConfig, method: Method, train: Samples, shares: Sequence[Tensor]) -> int:
     """Say how many clients are trained together.
 
@@ -272,6 +347,14 @@ def _clients_at_once(config: RunConfig, method: Method, train: Samples, shares: 
     return min(asked, in_round)
 
 
+def _no_test_in_train(train: Samples, test: Samples) -> dict[str, Any]:
+    """Say whether no image that is tested on is one that a client trains on."""
+    found = test_images_in_training(train, test)
+    if not found:
+        return {"holds": True, "images": 0}
+    return {"holds": False, "images": found, "reason": f"{found} test images are in clients' training data"}
+
+
 def _together(training: Federation | LocalTraining) -> int:
     runner = training.runner if isinstance(training, Federation) else None
     return runner.at_once if isinstance(runner, Grouped) else 1
@@ -284,74 +367,3 @@ def _features(frozen: FrozenFeatures | None, train: Samples) -> dict[str, Any] |
 
 def _indices(parts: Sequence[Any]) -> list[Tensor]:
     return [torch.from_numpy(part.copy()) for part in parts]  # a split's own are read-only
-
-
-def _accuracies(
-    records: Sequence[RoundRecord], zero_shot: Mapping[str, float], trained: Mapping[str, float]
-) -> dict[str, Any]:
-    accuracies = [record.accuracy for record in records]
-    of_clients = [accuracy for accuracy in records[-1].client_accuracies if accuracy is not None]
-    base, new = accuracies[-1], trained.get("new")
-    return {
-        "accuracy": base,
-        "best_accuracy": max(accuracies),
-        "zero_shot_accuracy": zero_shot["test"],
-        "client_mean_accuracy": fmean(of_clients) if of_clients else None,
-        "client_worst_accuracy": min(of_clients, default=None),
-        "client_accuracy_spread": pstdev(of_clients) if of_clients else None,
-        "new_accuracy": new,
-        "zero_shot_new_accuracy": zero_shot.get("new"),
-        "harmonic_mean_accuracy": None if new is None else 2 * base * new / (base + new or 1),
-        "retention_accuracy": trained.get("retention"),
-        "zero_shot_retention_accuracy": zero_shot.get("retention"),
-    }
-
-
-def _costs(clock: Clock, memory: Memory, traffic: Traffic) -> dict[str, Any]:
-    setup, totals = clock.setup_seconds, memory.totals
-    transfer = setup.pop("transfer", 0.0)  # it comes after the last round
-    return {
-        "train_seconds": clock.train_seconds,
-        "round_seconds": clock.round_seconds,
-        "total_seconds": clock.total_seconds,
-        "setup_seconds": sum(setup.values()),
-        "features_seconds": setup.get("features", 0.0),
-        "transfer_seconds": transfer,
-        "peak_memory_bytes": totals.peak_memory_bytes,
-        "resident_at_start_bytes": totals.resident_at_start_bytes,
-        "peak_gpu_memory_bytes": totals.peak_gpu_memory_bytes,
-        "nvml_memory_bytes": totals.nvml_memory_bytes,
-        "bytes_up": traffic.bytes_up,
-        "bytes_down": traffic.bytes_down,
-        "payload_bytes": traffic.payload_bytes,
-    }
-
-
-def _split(split: Split) -> dict[str, Any]:
-    return {
-        "fingerprint": split.fingerprint,
-        "client_sizes": split.client_sizes,
-        "label_skew": split.label_skew,
-        "size_skew": split.size_skew,
-    }
-
-
-def _data(inputs: Inputs) -> dict[str, Any]:
-    return {
-        "fingerprint": inputs.sources["data"],
-        "train": len(inputs.train),
-        "test": len(inputs.test),
-        "damaged": inputs.prepared.damaged,
-        "class_names": list(inputs.prepared.task.class_names),
-        "suites": inputs.sources["suites"],
-    }
-
-
-def _round(record: RoundRecord, clock: Clock, memory: Memory, traffic: Traffic) -> dict[str, Any]:
-    return {
-        **asdict(record),
-        **traffic.round_bytes(record.round),
-        "seconds": clock.seconds(record.round),
-        "peak_memory_bytes": memory.peak_memory_bytes(record.round),
-        "peak_gpu_memory_bytes": memory.peak_gpu_memory_bytes(record.round),
-    }

@@ -6,7 +6,9 @@ read without running anything in it.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -31,6 +33,9 @@ SCHEMA = 1
 
 ROUND_WORK = ("send", "train", "receive", "aggregate")
 """Phases that `cumulative_seconds` adds up: what a federation has to do, evaluation left out."""
+
+PREDICTIONS = "predictions.json"
+"""What `flora-bench plan --save` foretold of the runs of a results folder."""
 
 WEIGHTS = "weights.safetensors"
 """The trained tensors of a run, beside its `run.json`."""
@@ -189,6 +194,86 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
     return load(content)
 
 
+def save_table(path: Path | str, name: str, rows: Sequence[Mapping[str, Any]] | DataFrame) -> dict[str, Any]:
+    """Keep a table of the run at `path` beside it as CSV, whole or not at all.
+
+    Args:
+        path: of its `run.json`; its folder is made if need be.
+        name: of the table; the file's is `name`.csv.
+        rows: each with the same fields, those of the first naming the columns; None is an empty field.
+
+    Returns:
+        what `run.json` says of it under `name`: file, rows and SHA-256.
+    """
+    text = io.StringIO(newline="")
+    if isinstance(rows, Sequence):
+        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        rows.to_csv(text, index=False, lineterminator="\n")
+    content = text.getvalue().encode()
+    file = Path(path).with_name(f"{name}.csv")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(file) as temporary:
+        temporary.write_bytes(content)
+    return {"file": file.name, "rows": len(rows), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def load_table(path: Path | str, name: str) -> DataFrame:
+    """Read a table of the run at `path` back, such as its ledger.
+
+    Raises:
+        BadInput: it was not kept, or is not that of the run.
+    """
+    import pandas as pd
+
+    kept = load_run(path).get(name)
+    if not isinstance(kept, dict):
+        raise BadInput(f"{path}: no {name} was kept; run its cell again with --fresh")
+    file = Path(path).with_name(f"{name}.csv")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read ({error.strerror}); run its cell again") from error
+    if hashlib.sha256(content).hexdigest() != kept.get("sha256"):
+        raise BadInput(f"{file}: is not what {path} was saved with; run its cell again")
+    return pd.read_csv(io.BytesIO(content)) if content.strip() else pd.DataFrame()
+
+
+def load_predictions(results_dir: Path | str) -> dict[str, dict[str, Any]]:
+    """Read what was predicted of runs before they ran, by hash of the configuration; empty if nothing was.
+
+    Raises:
+        BadInput: the file cannot be read or holds something else.
+    """
+    file = Path(results_dir) / PREDICTIONS
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: holds no predictions ({error}); remove it") from error
+    if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
+        raise BadInput(f"{file}: holds no predictions by configuration; remove it")
+    return found
+
+
+def save_predictions(results_dir: Path | str, predictions: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Keep predictions beside the results they are of, together with those that are there.
+
+    Raises:
+        BadInput: as `load_predictions`.
+        OSError: if they cannot be written.
+    """
+    kept = load_predictions(results_dir)
+    file = Path(results_dir) / PREDICTIONS
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(file) as temporary:
+        temporary.write_text(json.dumps({**kept, **predictions}, indent=1, sort_keys=True), encoding="utf-8")
+    return file
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a name beside `path` that takes its place at the end, or is gone if anything fails."""
@@ -304,7 +389,8 @@ def load_results(results: Path | str | Sequence[Path]) -> DataFrame:
         split, shots` (nullable Int64), `seed` (int, or the four joined as "split-participation-init-order"
         where they differ), `status, config_hash, path`; every other option by its dotted path, such as
         `clients` or `method.rank`; every field of `summary` by its name; `split.fingerprint`,
-        `split.label_skew`, `environment.*`. What a run lacks is missing (NaN or None) in its row.
+        `split.label_skew`, `memory.*`, `flops.*`, `load.*`, `environment.*`; `invariants_checked` (how many)
+        and `broken` (those that did not hold, in words). What a run lacks is missing (NaN or None).
 
     Raises:
         BadInput: if there is none, or one of them is damaged.
@@ -328,8 +414,9 @@ def load_rounds(results_dir: Path | str) -> DataFrame:
     Returns:
         one row a run and round, in the order of `load_results`. Columns: `task, model, method, split,
         shots, seed, config_hash, round, accuracy, loss, bytes_up, bytes_down`; `cumulative_bytes` (both
-        ways) and `cumulative_seconds` (send + train + receive + aggregate), this round included;
-        `seconds.<phase>` and `peak_memory_bytes.<phase>`.
+        ways), `cumulative_seconds` (send + train + receive + aggregate), `cumulative_deployment_seconds` and
+        `cumulative_joules` (both from round 1 on, missing from the first round that lacks them), this round
+        included; `seconds.<phase>` and `peak_memory_bytes.<phase>`.
 
     Raises:
         BadInput: if there is none, or one of them is damaged.
@@ -416,8 +503,19 @@ def _tidy(path: Path, run: dict[str, Any]) -> dict[str, Any]:
         **dotted,
         **run["summary"],
         **split,
-        "environment": run.get("environment", {}),
+        **{part: run.get(part) or {} for part in ("memory", "flops", "load", "environment")},
+        "invariants_checked": len(run.get("invariants", {})),
+        "broken": broken_invariants(run),
     }
+
+
+def broken_invariants(run: Mapping[str, Any]) -> str:
+    """Name the invariants that a run's result says did not hold, each with its reason; empty if all held."""
+    broken = [(name, x) for name, x in run.get("invariants", {}).items() if not x.get("holds", True)]
+    return "; ".join(
+        f"{name.replace('_', ' ')}: {x['reason']}" if x.get("reason") else name.replace("_", " ")
+        for name, x in broken
+    )
 
 
 def _hashable(value: Any) -> Any:
@@ -432,11 +530,15 @@ def _hashable(value: Any) -> Any:
 def _round_rows(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
     keys = {**_keys(run["config"]), "config_hash": run["config_hash"]}
     total_bytes, total_seconds = 0, 0.0
+    deployment_seconds, joules = 0.0, 0.0
     for record in run["rounds"]:
         up, down = record.get("bytes_up", 0), record.get("bytes_down", 0)
         seconds = record.get("seconds", {})
         total_bytes += up + down
         total_seconds += sum(seconds.get(phase) or 0.0 for phase in ROUND_WORK)
+        if record["round"] > 0:  # before the first round no client has done anything
+            deployment_seconds += _known(record.get("deployment_seconds"))
+            joules += _known(record.get("energy_joules"))
         yield {
             **keys,
             "round": record["round"],
@@ -446,6 +548,13 @@ def _round_rows(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "bytes_down": down,
             "cumulative_bytes": total_bytes,
             "cumulative_seconds": total_seconds,
+            "cumulative_deployment_seconds": deployment_seconds,
+            "cumulative_joules": joules,
             "seconds": seconds,
             "peak_memory_bytes": record.get("peak_memory_bytes", {}),
         }
+
+
+def _known(value: float | None) -> float:
+    """Return a value that makes every sum with it missing if it is missing itself."""
+    return math.nan if value is None else value

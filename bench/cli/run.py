@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
+# What commands that run cells take.
+Isolate = Annotated[
+    bool, typer.Option("--isolate", help="Run each cell in a process of its own, with memory of its own.")
+]
+
 
 def run(
     source: Annotated[
@@ -36,6 +41,7 @@ def run(
     ] = "small",
     cache: CacheFolder = None,
     no_cache: NoCache = False,
+    isolate: Isolate = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what became of each cell as JSON.")] = False,
 ) -> None:
     """Run the cells that have no result yet, and print a table of all of them."""
@@ -53,7 +59,7 @@ def run(
     outcomes: list[Outcome] = []
     try:
         with progress(sys.stderr) as watcher:
-            for outcome in run_matrix(cells, results, fresh, watcher, weights, kept):
+            for outcome in run_matrix(cells, results, fresh, watcher, weights, cache=kept, isolate=isolate):
                 outcomes.append(outcome)
     except KeyboardInterrupt:
         finished = sum(outcome.status in ("ran", "kept") for outcome in outcomes)
@@ -66,10 +72,11 @@ def run(
     _print(outcomes, as_json)
     if not as_json and all(outcome.summary for outcome in outcomes):
         typer.echo(f"results are in {results}; next: flora-bench report {results}", err=True)
-    raise typer.Exit(_exit_code(outcomes))
+    raise typer.Exit(exit_code(outcomes))
 
 
-def _exit_code(outcomes: Sequence[Outcome]) -> int:
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """Say how a matrix went: 0, every cell has a result; 1, one failed; 2, one asked for the impossible."""
     statuses = {outcome.status for outcome in outcomes}
     if "refused" in statuses:
         return EXIT_BAD_INPUT

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli.cache import CacheFolder, NoCache, opened
+from bench.cli.run import Isolate
 from flora.errors import BadInput
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def tune(
     out: Annotated[Path, typer.Option(help="Matrix file to write.")] = Path("tuned.yaml"),
     cache: CacheFolder = None,
     no_cache: NoCache = False,
+    isolate: Isolate = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the choices as JSON.")] = False,
 ) -> None:
     """Try every setting of a grid for every cell of a matrix, and write the matrix of the best."""
@@ -46,7 +48,7 @@ def tune(
     kept = opened(cache, no_cache)
     by_cell = trials(source, overrides or [], values, share)
     cells = {cell.hash: cell for mine in by_cell for trial in mine for cell in trial.validation}
-    accuracies = _run(list(cells.values()), results, kept)
+    accuracies = _run(list(cells.values()), results, kept, isolate)
     choices = [choose(mine, accuracies, values) for mine in by_cell]
     try:
         out.write_text(to_matrix(choices), encoding="utf-8")
@@ -56,7 +58,9 @@ def tune(
     typer.echo(f"wrote {out}; next: flora-bench run {out}", err=True)
 
 
-def _run(cells: list[RunConfig], results: Path, cache: FeatureCache | None) -> dict[str, float]:
+def _run(
+    cells: list[RunConfig], results: Path, cache: FeatureCache | None, isolate: bool
+) -> dict[str, float]:
     """Run the trials that have no result yet; give the accuracies of all that have one, by hash."""
     from bench.cli.progress import progress
     from bench.config import label
@@ -64,7 +68,7 @@ def _run(cells: list[RunConfig], results: Path, cache: FeatureCache | None) -> d
 
     try:
         with progress(sys.stderr) as watcher:
-            outcomes = list(run_matrix(cells, results, watcher=watcher, cache=cache))
+            outcomes = list(run_matrix(cells, results, watcher=watcher, cache=cache, isolate=isolate))
     except KeyboardInterrupt:
         typer.echo(
             f"interrupted: trials that finished are kept in {results}; give the same command again", err=True

@@ -1,16 +1,37 @@
-"""Where the time goes: seconds per phase and round."""
+"""Where the time goes: seconds per phase, round and client; and what a deployment would take of them."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
-from flora.events import Listener, Phase
+from flora.events import Listener, Phase, Work
 
 ROUND_PHASES = ("send", "train", "receive", "aggregate", "evaluate")
 """What `Clock.round_seconds` adds up."""
+
+CLIENT_PHASES = ("send", "train", "receive")
+"""What a client does in a round: reads what it is sent, trains, and writes what it sends back."""
+
+
+@dataclass(frozen=True)
+class ClientTime:
+    """What one client spent in one round on its own side, in seconds by phase."""
+
+    round: int
+    client: int
+    send: float = 0.0
+    train: float = 0.0
+    receive: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.send + self.train + self.receive
 
 
 def _no_wait() -> None:
@@ -42,7 +63,8 @@ class Clock(Listener):
         self._clock = clock
         self._synchronise = _synchroniser(device)
         self._open: list[Phase] = []
-        self._seconds: dict[int | None, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._spent: dict[int | None, dict[Phase, float]] = defaultdict(lambda: defaultdict(float))
+        self._steps: dict[int | None, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         self._constructed = self._border = clock()
 
     def phase_started(self, phase: Phase) -> None:
@@ -55,17 +77,28 @@ class Clock(Listener):
         self._charge()
         self._open.pop()
 
+    def work_started(self, work: Work) -> None:
+        """Count a step for each client that takes it."""
+        if work.kind == "step" and self._open:
+            steps = self._steps[self._open[-1].round]
+            for client in work.clients:
+                steps[client] += 1
+
     def _charge(self) -> None:
         self._synchronise()
         now = self._clock()
         if self._open:
             phase = self._open[-1]
-            self._seconds[phase.round][phase.name] += now - self._border
+            self._spent[phase.round][phase] += now - self._border
         self._border = now
 
-    def seconds(self, round: int | None) -> dict[str, float]:
-        """Seconds per phase in `round` (None: outside of rounds), summed over the clients."""
-        return dict(self._seconds.get(round, {}))
+    def seconds(self, round: int | None, side: Literal["server", "client"] | None = None) -> dict[str, float]:
+        """Seconds per phase in `round` (None: outside of rounds), summed over the clients; of one side."""
+        by_name: dict[str, float] = defaultdict(float)
+        for phase, seconds in self._spent.get(round, {}).items():
+            if side in (None, phase.side):
+                by_name[phase.name] += seconds
+        return dict(by_name)
 
     @property
     def setup_seconds(self) -> dict[str, float]:
@@ -78,9 +111,19 @@ class Clock(Listener):
         return self._clock() - self._constructed
 
     @property
+    def named_seconds(self) -> float:
+        """Seconds of all phases together; what passes between them is the loop's and its listeners'."""
+        return sum(seconds for spent in self._spent.values() for seconds in spent.values())
+
+    @property
     def train_seconds(self) -> float:
         """Seconds of all phases named "train", over all rounds and clients."""
-        return sum(phases.get("train", 0.0) for phases in self._seconds.values())
+        return sum(self.seconds(number).get("train", 0.0) for number in self._spent)
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds from 1 on that there were."""
+        return sorted(number for number in self._spent if number is not None and number > 0)
 
     @property
     def round_seconds(self) -> float | None:
@@ -90,7 +133,52 @@ class Clock(Listener):
         from and to storage: a matter of one machine playing many clients), nor time outside of phases.
         None where there was no round but 0.
         """
-        rounds = [phases for number, phases in self._seconds.items() if number is not None and number > 0]
-        if not rounds:
+        if not self.rounds:
             return None
-        return fmean(sum(phases.get(name, 0.0) for name in ROUND_PHASES) for phases in rounds)
+        return fmean(
+            sum(seconds for name, seconds in self.seconds(number).items() if name in ROUND_PHASES)
+            for number in self.rounds
+        )
+
+    @property
+    def shares_clients(self) -> bool:
+        """Whether clients worked in groups, so that a client's time is its share of the group's."""
+        return any(
+            phase.side == "client" and phase.client is None
+            for number in self.rounds
+            for phase in self._spent[number]
+        )
+
+    def client_times(self, round: int) -> list[ClientTime]:
+        """What each client of a round spent, in the order of their numbers.
+
+        A group's time is shared out: training by the steps a client took part in, which is what they cost
+        in a stack of tensors; all else evenly.
+        """
+        steps = self._steps.get(round, {})
+        own: dict[int, dict[str, float]] = {client: defaultdict(float) for client in sorted(steps)}
+        for phase, seconds in self._spent.get(round, {}).items():
+            if phase.side != "client" or phase.name not in CLIENT_PHASES or not own:
+                continue
+            for client, share in _shares(phase, steps).items():
+                own[client][phase.name] += share * seconds
+        return [ClientTime(round, client, **spent) for client, spent in own.items()]
+
+    def server_seconds(self, round: int) -> float:
+        """What the server spent on a round's federation: evaluation, a matter of measuring, is not in it."""
+        of_server = self.seconds(round, "server")
+        return sum(of_server.get(name, 0.0) for name in ("send", "receive", "aggregate"))
+
+    def deployment_seconds(self, round: int) -> float:
+        """What the round would take with the clients side by side: the server, and the slowest client."""
+        slowest = max((x.seconds for x in self.client_times(round)), default=0.0)
+        return self.server_seconds(round) + slowest
+
+
+def _shares(phase: Phase, steps: Mapping[int, int]) -> dict[int, float]:
+    """Whose a stretch of client time is, as shares of 1."""
+    if phase.client is not None:
+        return {phase.client: 1.0} if phase.client in steps else {}
+    if phase.name == "train":
+        return {client: count / sum(steps.values()) for client, count in steps.items()}
+    return dict.fromkeys(steps, 1 / len(steps))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+MILLI = 1000
+"""NVML counts in thousandths of a joule and of a watt."""
+
 
 class NvmlUnavailable(RuntimeError):
     """The driver cannot say; the message is the reason, in one line."""
@@ -75,6 +78,28 @@ class NvmlDevice:
         if used[0] is None:
             raise NvmlUnavailable("the driver does not tell the memory of single processes")
         return int(used[0])
+
+    def energy_joules(self) -> float:
+        """Return what the whole board has used since its driver was loaded, other processes' work included.
+
+        Raises:
+            NvmlUnavailable: if the driver fails or the GPU has no counter (those before Volta have none).
+        """
+        try:
+            return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / MILLI
+        except self.nvml.NVMLError as error:
+            raise NvmlUnavailable(f"the GPU does not tell the energy it used ({error})") from error
+
+    def power_watts(self) -> float:
+        """Return what the whole board draws now; on recent GPUs the mean over the last second.
+
+        Raises:
+            NvmlUnavailable: if the driver fails or the GPU has no such sensor.
+        """
+        try:
+            return float(self.nvml.nvmlDeviceGetPowerUsage(self.handle)) / MILLI
+        except self.nvml.NVMLError as error:
+            raise NvmlUnavailable(f"the GPU does not tell the power it draws ({error})") from error
 
 
 def _handle(nvml: Any, device: str) -> Any:

@@ -1,56 +1,130 @@
-"""What passes between server and clients: bytes as they were passed, held against the closed form."""
+"""What passes between server and clients: a ledger of bytes as they passed, held against closed forms."""
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, overload
 
 from flora.events import Direction, Listener
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flora.codecs import Codec
+    from flora.method import Method
 
 HEADER_BYTES_PER_TENSOR = 150
 """Room for one tensor's name, type, shape and offsets in the header of a safetensors file."""
 
+# A safetensors file begins with the length of its header.
+_LENGTH_BYTES = 8
+_DIRECTIONS: tuple[Direction, ...] = ("down", "up")
+# Where a method keeps what its prompts' embeddings are computed with.
+_TEXT_SIDE = ("clip.text.", "clip.text_head.")
+
 
 class PayloadMismatch(RuntimeError):
-    """A payload is not the size that the method's formula gives."""
+    """A payload is not the size that the formulas of method and codec give."""
+
+
+class Ledger(Sequence[dict[str, Any]]):
+    """One row a payload, in the order they passed: a mapping when read, 25 bytes while it rests.
+
+    A row has `round`, `client`, `direction`, `tensor_bytes` (of its numbers alone), `payload_bytes` (with
+    their header) and `wire_bytes`, None where nothing went over a wire.
+    """
+
+    def __init__(self) -> None:
+        self._rounds, self._clients, self._directions = array("i"), array("i"), array("b")
+        self._tensor_bytes, self._payload_bytes = array("q"), array("q")
+
+    def add(self, round: int, client: int, direction: Direction, tensor_bytes: int, size: int) -> None:
+        """Write a payload down."""
+        self._rounds.append(round)
+        self._clients.append(client)
+        self._directions.append(_DIRECTIONS.index(direction))
+        self._tensor_bytes.append(tensor_bytes)
+        self._payload_bytes.append(size)
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        return {
+            "round": self._rounds[index],
+            "client": self._clients[index],
+            "direction": _DIRECTIONS[self._directions[index]],
+            "tensor_bytes": self._tensor_bytes[index],
+            "payload_bytes": self._payload_bytes[index],
+            "wire_bytes": None,
+        }
 
 
 class Traffic(Listener):
-    """Bytes per round and direction, each `len()` of what passed.
+    """Keeps the ledger, and holds every payload against what it has to be.
 
-    Every payload has to hold its tensors and a header, neither less nor more:
-    `tensor_bytes <= len(payload) <= tensor_bytes + 150 * tensors`.
+    The shared tensors have as many numbers as the method's closed form gives; the numbers in the payload
+    take exactly as many bytes as the codec's closed form gives for tensors of these shapes; and the header
+    takes at most 150 bytes a tensor.
 
     Args:
-        tensor_bytes: bytes of the shared trainable tensors by the method's closed form.
-        tensors: how many tensors these are.
+        codec: by whose formula.
+        shared: the shared trainable tensors, of which the shapes and dtypes are looked at.
+        numbers: how many numbers these have by the method's closed form.
     """
 
-    def __init__(self, tensor_bytes: int, tensors: int) -> None:
-        self._tensor_bytes = tensor_bytes
-        self._most_bytes = tensor_bytes + HEADER_BYTES_PER_TENSOR * tensors
-        self._tensors = tensors
+    def __init__(self, codec: Codec, shared: Mapping[str, Tensor], numbers: int) -> None:
+        self._found = sum(x.numel() for x in shared.values())
+        self._numbers = numbers
+        self._tensor_bytes = {way: codec.tensor_bytes(way, shared) for way in _DIRECTIONS}
+        self._tensors = {way: codec.tensors(way, shared) for way in _DIRECTIONS}
         self._bytes: dict[Direction, dict[int, int]] = {"up": defaultdict(int), "down": defaultdict(int)}
-        self._payloads = 0
-        self._smallest = self._largest = 0
+        self._ledger = Ledger()
+        self._largest: dict[Direction, tuple[int, int]] = {"up": (0, 0), "down": (0, 0)}
+        self._mismatch: str | None = None
 
     def payload_passed(self, round: int, client: int, direction: Direction, payload: bytes) -> None:
-        """Count `payload`.
+        """Write `payload` down.
 
         Raises:
-            PayloadMismatch: if its size is not what the formula gives.
+            PayloadMismatch: if its size is not what the formulas give.
         """
         size = len(payload)
+        header = min(_LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "little"), size)
         self._bytes[direction][round] += size
-        self._smallest = size if self._payloads == 0 else min(self._smallest, size)
-        self._largest = max(self._largest, size)
-        self._payloads += 1
-        if not self._tensor_bytes <= size <= self._most_bytes:
-            raise PayloadMismatch(
-                f"payload {direction} in round {round}, client {client}: {size:,} bytes, but its "
-                f"{self._tensors} tensors should take {self._tensor_bytes:,} and with their header "
-                f"at most {self._most_bytes:,}"
+        self._ledger.add(round, client, direction, size - header, size)
+        self._largest[direction] = max(self._largest[direction], (size, header))
+        if problem := self._problem(direction, size - header, header):
+            self._mismatch = f"payload {direction} in round {round}, client {client}: {problem}"
+            raise PayloadMismatch(self._mismatch)
+
+    def _problem(self, direction: Direction, tensor_bytes: int, header: int) -> str | None:
+        tensors, expected = self._tensors[direction], self._tensor_bytes[direction]
+        if self._found != self._numbers:
+            return (
+                f"the shared tensors have {self._found:,} numbers, but the method's closed form gives "
+                f"{self._numbers:,}"
             )
+        if tensor_bytes != expected:
+            return f"its numbers take {tensor_bytes:,} bytes, but {tensors} tensors should take {expected:,}"
+        if header > (most := _LENGTH_BYTES + HEADER_BYTES_PER_TENSOR * tensors):
+            return f"its header takes {header:,} bytes, but of {tensors} tensors at most {most:,}"
+        return None
+
+    def rows(self) -> Sequence[dict[str, Any]]:
+        """Give the ledger, one row a payload."""
+        return self._ledger
 
     def round_bytes(self, round: int) -> dict[str, int]:
         """Bytes of one round as `bytes_up` and `bytes_down`, summed over the clients."""
@@ -72,17 +146,44 @@ class Traffic(Listener):
     @property
     def payload_bytes(self) -> int:
         """Size of one payload, the largest if they vary; 0 if none passed."""
-        return self._largest
+        return max(self.payload_bytes_by_direction.values())
+
+    @property
+    def payload_bytes_by_direction(self) -> dict[Direction, int]:
+        """The same, each way."""
+        return {way: size for way, (size, _) in self._largest.items()}
 
     def invariant(self) -> dict[str, Any]:
-        """Say whether every payload so far was of the size the formula gives, with the figures.
+        """Say whether every payload so far was of the size the formulas give, with the figures.
 
-        `header_bytes` is what the largest payload has beyond its tensors, None if none passed.
+        `tensor_bytes` and `header_bytes` are of the largest payload, the latter None if none passed;
+        `tensor_bytes_up` and `tensor_bytes_down` are the closed forms.
         """
-        sized = self._tensor_bytes <= self._smallest and self._largest <= self._most_bytes
+        size, header = max(self._largest.values())
+        closed = {f"tensor_bytes_{way}": self._tensor_bytes[way] for way in ("up", "down")}
         return {
-            "holds": self._payloads == 0 or sized,
-            "tensor_bytes": self._tensor_bytes,
-            "header_bytes": self._largest - self._tensor_bytes if self._payloads else None,
-            "payloads": self._payloads,
+            "holds": self._mismatch is None,
+            "tensor_bytes": size - header if size else max(closed.values()),
+            **closed,
+            "header_bytes": header if size else None,
+            "payloads": len(self._ledger),
+            **({} if self._mismatch is None else {"reason": self._mismatch}),
         }
+
+
+def needed_once_bytes(method: Method) -> int:
+    """Count the bytes that a client needs once, before its first round: what is frozen, as it is stored.
+
+    The image tower, and what the method adds and does not train; of the text side the tower if the prompts'
+    embeddings change in training, else the embeddings (classes, dim). What trains travels every round and is
+    not among them; features that were computed beforehand have no image tower.
+    """
+    saved = method.state_dict().keys()  # what is not, such as a mask, follows from the architecture
+    frozen = [
+        tensor.numel() * tensor.element_size()
+        for name, tensor in chain(method.named_parameters(), method.named_buffers())
+        if name in saved and name not in method.trainable
+        if method.trains_text or not name.startswith(_TEXT_SIDE)
+    ]
+    embeddings = method.classes * method.clip.dim * method.clip.logit_scale.element_size()
+    return sum(frozen) + (0 if method.trains_text else embeddings)

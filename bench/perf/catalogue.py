@@ -44,6 +44,13 @@ _EXPERIMENTS = (
         (Target("overhead_ratio", at_most=1.02), Target("tiny_extra_ms_per_client", at_most=3)),
     ),
     Experiment(
+        "measuring",
+        "Runs with everything measured and checked against the same runs with nothing listening.",
+        6,
+        "overhead",
+        (Target("large_cost", at_most=0.01), Target("tiny_cost", at_most=0.05)),
+    ),
+    Experiment(
         "thousand_probes",
         "1,000 clients of 10 samples train a linear probe on kept features in one thread.",
         1,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -11,17 +12,20 @@ import torch
 from torch import Tensor
 
 from bench.catalogue import load_method
+from bench.compute import configured
 from bench.config import RunConfig
+from bench.device import deterministic
 from bench.models import load_model
 from bench.perf.experiment import Measured, Setting
 from bench.perf.jobs import RoundWalls, job, run, warm_up
+from bench.run import Cell, run_cell
 from bench.splits import make_split
 from bench.tasks import load_task
 from flora import client
 from flora.clip import ENCODED
-from flora.events import RoundRecord
+from flora.evaluation import evaluate
+from flora.events import Events, RoundRecord
 from flora.features import ImageSource, Samples
-from flora.federation import evaluate
 from flora.prompts import Prompts
 
 
@@ -47,6 +51,56 @@ def loop(setting: Setting) -> Measured:
             "clients one by one in both; the loop serialises, checks, averages, and is being measured",
         ],
     )
+
+
+def measuring(setting: Setting) -> Measured:
+    """Run cells with all instruments and invariants and with none, in turn."""
+    warm_up(setting)
+    repeats, tiny_repeats = (1, 1) if setting.quick else (3, 15)
+    large = _on_and_off(job(setting, method="full_finetune", rounds=1), repeats)
+    tiny = _on_and_off(job(setting, model="tiny", task="digits", rounds=10, clients=10), tiny_repeats)
+    return Measured(
+        figures={
+            **{f"large_{name}": value for name, value in large.items()},
+            **{f"tiny_{name}": value for name, value in tiny.items()},
+        },
+        samples=min(repeats, tiny_repeats),
+        notes=[
+            "a cost is the median of paired ratios less one: full fine-tuning of ViT-B/32 for a round, and "
+            "FLoRA on the embedded model for ten",
+            "off: the same cell from loading to its last round, with no listener; on: with its result too",
+        ],
+    )
+
+
+def _on_and_off(values: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Time a cell measured and not measured; who begins changes with each pair."""
+    config = RunConfig.read(values)
+    taken: dict[str, list[float]] = {"on": [], "off": []}
+    ways: dict[str, Callable[[], Any]] = {
+        "on": partial(run_cell, config),
+        "off": partial(_unmeasured, config),
+    }
+    for number in range(repeats):
+        for name in ("on", "off") if number % 2 else ("off", "on"):
+            started = time.perf_counter()
+            ways[name]()
+            taken[name].append(time.perf_counter() - started)
+    ratios = [on / off for on, off in zip(taken["on"], taken["off"], strict=True)]
+    return {
+        "cost": median(ratios) - 1,
+        "ratios": ratios,
+        "on_seconds": median(taken["on"]),
+        "off_seconds": median(taken["off"]),
+    }
+
+
+def _unmeasured(config: RunConfig) -> None:
+    """Train a cell with nobody listening."""
+    nobody = Events()
+    with deterministic(config.device), configured(config.compute, config.device):
+        for _ in Cell.prepared(config, None, nobody).training(nobody).rounds(config.rounds):
+            pass
 
 
 def _both(values: dict[str, Any]) -> dict[str, float]:

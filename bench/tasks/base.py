@@ -46,6 +46,11 @@ class Images(ABC):
         """32 bytes that tell image ``index`` from all others on this machine; for what is kept of it here."""
         return hashlib.sha256(self.identity(index)).digest()
 
+    def content(self, index: int) -> bytes:
+        """32 bytes that alike images of one set share, whatever they are called; here, of their pixels."""
+        image = self[index]
+        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+
     def place(self) -> Path | None:
         """The file or folder that the images are read from; None of images made or held in memory."""
         return None
@@ -81,6 +86,10 @@ class ArrayImages(Images):
         """The pixels and their shape."""
         pixels = self.pixels[index]
         return repr(pixels.shape).encode() + pixels.tobytes()
+
+    def content(self, index: int) -> bytes:
+        """Of the pixels, as they are held."""
+        return hashlib.sha256(self.identity(index)).digest()
 
 
 class FileImages(Images):
@@ -123,6 +132,14 @@ class FileImages(Images):
             raise BadInput(broken_image(path, error)) from error
         return hashlib.sha256(self.identity(index) + os.fsencode(f"\0{path}\0{changed}")).digest()
 
+    def content(self, index: int) -> bytes:
+        """Of the bytes of the file, which are read far faster than decoded."""
+        path = self.root / self.paths[index]
+        try:
+            return hashlib.sha256(path.read_bytes()).digest()
+        except OSError as error:
+            raise BadInput(broken_image(path, error)) from error
+
     def place(self) -> Path | None:
         """The folder."""
         return self.root
@@ -157,6 +174,10 @@ class ImagesView(Images):
     def digest(self, index: int) -> bytes:
         """That of the looked-into set."""
         return self.base.digest(int(self.indices[index]))
+
+    def content(self, index: int) -> bytes:
+        """That of the looked-into set."""
+        return self.base.content(int(self.indices[index]))
 
     def place(self) -> Path | None:
         """That of the looked-into set."""
@@ -194,6 +215,11 @@ class JoinedImages(Images):
         """That of the set that holds the image."""
         part, position = self._find(index)
         return part.digest(position)
+
+    def content(self, index: int) -> bytes:
+        """That of the set that holds the image."""
+        part, position = self._find(index)
+        return part.content(position)
 
     def place(self) -> Path | None:
         """That of all the sets; None where they have no one place."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bench.config import RunConfig
-from bench.run import run_cell
+from bench.run import Leftovers, run_cell
 from bench.splits import SPLITS, make_split
 from flora.events import Events, Listener
 from flora.federation import Federation
@@ -252,8 +252,8 @@ def cell(method, dtype, acceleration, fields):
         "device": "cpu",
         "acceleration": acceleration,
     }
-    weights = {}
-    return run_cell(RunConfig.read(config | fields), keep=weights.update), weights
+    leftovers = Leftovers()
+    return run_cell(RunConfig.read(config | fields), leftovers=leftovers), leftovers.weights
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from bench.config import RunConfig
 from bench.frozen import AT_ONCE, FrozenFeatures, kind_of_rows
 from bench.inputs import load_inputs
 from bench.models import open_clip_config
-from bench.run import run_cell
+from bench.run import Leftovers, run_cell
 from bench.tasks.base import ArrayImages
 from flora.cache import FeatureCache
 from flora.events import Events, Listener
@@ -27,8 +27,8 @@ def configured(**fields):
 
 
 def run(cache=None, **fields):
-    weights = {}
-    return run_cell(configured(**fields), keep=weights.update, cache=cache), weights
+    leftovers = Leftovers()
+    return run_cell(configured(**fields), leftovers=leftovers, cache=cache), leftovers.weights
 
 
 def numbers(result, weights):

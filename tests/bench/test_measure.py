@@ -18,7 +18,6 @@ from bench.measure import environment, memory
 from bench.measure.clock import Clock
 from bench.measure.memory import BORDERS, HIGH_WATER, Memory
 from bench.measure.nvml import NvmlDevice, NvmlUnavailable, driver_version
-from bench.measure.traffic import HEADER_BYTES_PER_TENSOR, PayloadMismatch, Traffic
 from flora.events import Events, RoundRecord
 
 MIB = 2**20
@@ -434,65 +433,6 @@ def test_a_missing_package_is_a_reason_too(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(NvmlUnavailable, match="not installed"):
         driver_version()
-
-
-def test_traffic_counts_what_passed_by_round_and_direction():
-    traffic = Traffic(tensor_bytes=100, tensors=1)
-    events = Events((traffic,))
-    for number, client, direction, size in [
-        (1, 0, "down", 110),
-        (1, 0, "up", 120),
-        (1, 1, "down", 110),
-        (1, 1, "up", 100),
-        (2, 0, "down", 250),
-    ]:
-        events.payload(number, client, direction, b"x" * size)
-    assert traffic.round_bytes(1) == {"bytes_up": 220, "bytes_down": 220}
-    assert traffic.round_bytes(2) == {"bytes_up": 0, "bytes_down": 250}
-    assert traffic.round_bytes(0) == {"bytes_up": 0, "bytes_down": 0}
-    assert (traffic.bytes_up, traffic.bytes_down, traffic.payload_bytes) == (220, 470, 250)
-    assert traffic.invariant() == {"holds": True, "tensor_bytes": 100, "header_bytes": 150, "payloads": 5}
-
-
-def test_without_a_payload_nothing_is_violated():
-    traffic = Traffic(tensor_bytes=100, tensors=1)
-    assert traffic.invariant() == {"holds": True, "tensor_bytes": 100, "header_bytes": None, "payloads": 0}
-    assert traffic.payload_bytes == 0
-
-
-@given(tensor_bytes=st.integers(0, 500), tensors=st.integers(0, 3), size=st.integers(0, 1200))
-def test_a_payload_is_refused_exactly_where_the_formula_says(tensor_bytes, tensors, size):
-    traffic = Traffic(tensor_bytes, tensors)
-    fits = tensor_bytes <= size <= tensor_bytes + HEADER_BYTES_PER_TENSOR * tensors
-    try:
-        traffic.payload_passed(1, 0, "up", bytes(size))
-    except PayloadMismatch:
-        assert not fits
-    else:
-        assert fits
-    assert traffic.invariant()["holds"] is fits
-
-
-def test_a_mismatch_names_the_figures():
-    traffic = Traffic(tensor_bytes=98_304, tensors=24)
-    with pytest.raises(
-        PayloadMismatch, match=r"up in round 2, client 5: 98,303 bytes.* 24 .*98,304.*101,904"
-    ):
-        traffic.payload_passed(2, 5, "up", bytes(98_303))
-
-
-def test_a_safetensors_payload_of_the_paper_size_fits():
-    from safetensors.torch import save
-
-    places = [
-        f"text.transformer.resblocks.{layer}.attn.out_proj.lora_{side}"
-        for layer in range(12)
-        for side in "AB"
-    ]
-    payload = save({place: torch.zeros(2, 512) for place in places})
-    traffic = Traffic(tensor_bytes=98_304, tensors=24)
-    traffic.payload_passed(1, 0, "up", payload)
-    assert traffic.invariant()["header_bytes"] == len(payload) - 98_304
 
 
 def test_the_environment_is_plain_and_names_no_host():

@@ -1,0 +1,56 @@
+"""All that measures a run, put together in the order in which it disturbs least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bench.measure.clock import Clock
+from bench.measure.energy import Energy
+from bench.measure.load import MachineLoad
+from bench.measure.memory import Memory
+from bench.measure.steps import StepTimes
+from bench.measure.work import WorkMeter
+from flora.events import Listener
+
+NO_COUNTS = "compute.compile: what runs inside compiled blocks cannot be seen"
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What listens to a run, from its start on.
+
+    Attributes:
+        load: processor time, this process's and others'.
+        energy: joules.
+        memory: resident and GPU memory by phase.
+        work: operations and live tensors; None where they cannot be counted.
+        steps: seconds of single steps.
+        clock: seconds by phase.
+    """
+
+    load: MachineLoad
+    energy: Energy
+    memory: Memory
+    work: WorkMeter | None
+    steps: StepTimes
+    clock: Clock
+
+    @classmethod
+    def for_run(cls, device: str, compiled: bool) -> Instruments:
+        """Start measuring on `device`."""
+        work = None if compiled else WorkMeter()
+        return cls(MachineLoad(), Energy(device), Memory(device), work, StepTimes(device), Clock(device))
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """In order: those that take long listen around those whose time would suffer from it."""
+        counting = () if self.work is None else (self.work,)
+        return (self.energy, self.memory, *counting, self.steps, self.clock)
+
+    def watch(self, **holders: Callable[[], Iterable[Tensor]]) -> None:
+        """Say from here on which tensors are there before a piece of work begins, by cause."""
+        if self.work is not None:
+            self.work.holders = holders
