@@ -126,6 +126,16 @@ def check(config: RunConfig) -> None:
     _suite_tasks(config, prepared)
 
 
+def divided(config: RunConfig) -> tuple[PreparedTask, Division]:
+    """Give the cell's task and who has which of its images, with no model and nothing downloaded.
+
+    Raises:
+        BadInput: its task or split cannot be had.
+    """
+    prepared = _kept_task(config.task, config.data, config.seed.split)
+    return prepared, _divide(config, prepared.task)
+
+
 def fetch(config: RunConfig) -> None:
     """Have the cell's model at hand, downloaded if need be.
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from pathlib import Path
@@ -142,13 +142,38 @@ def load_model(config: Model, device: str) -> LoadedModel:
     """
     source = _parse(config.name)
     tokenize = _tokenizer(source)
-    model = _build(source)
+    return _loaded(_build(source), source, config, device, tokenize)
+
+
+def _loaded(
+    model: Any, source: _Source, config: Model, device: str, tokenize: Callable[[list[str]], Tensor]
+) -> LoadedModel:
+    """Take an open_clip model over, on its device and in its precision."""
     preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     dtype = getattr(torch, config.dtype)
     half = dtype in (torch.bfloat16, torch.float16)
     clip = Clip(model, compute_dtype=dtype if half else None)
     clip = clip.to(device=device, dtype=torch.float32 if half else dtype)
     return LoadedModel(clip.requires_grad_(False), preprocess, tokenize)
+
+
+def load_shapes(config: Model) -> LoadedModel:
+    """Load a model as `load_model` does, on the CPU and with whatever its parameters hold at random.
+
+    No weights are read; and where its tokenizer cannot be had, open_clip's own stands in for it.
+
+    Raises:
+        BadInput: there is no such model, or what its text tower is made of cannot be had.
+    """
+    source = replace(_parse(config.name), weights=None)
+    model = _random_model(source)
+    set_model_preprocess_cfg(model, {**source.preprocess_cfg, "size": model.visual.image_size})
+    try:
+        tokenize = _tokenizer(source)
+    except BadInput:
+        length = source.model_cfg["text_cfg"].get("context_length", DEFAULT_CONTEXT_LENGTH)
+        tokenize = SimpleTokenizer(context_length=length)
+    return _loaded(model, source, config, "cpu", tokenize)
 
 
 def model_fingerprint(name: str) -> str:
