@@ -14,7 +14,16 @@ from rich.text import Text
 
 from bench.config import label
 from bench.execute import Outcome
-from bench.report.tables import BELOW, Cell, Table, accuracy_table, cells_of, cost_table, deployed_table
+from bench.report.tables import (
+    BELOW,
+    BROKEN,
+    Cell,
+    Table,
+    accuracy_table,
+    cells_of,
+    cost_table,
+    deployed_table,
+)
 from bench.store import load_results
 
 # what fits on a narrow terminal; the report has the rest
@@ -84,5 +93,5 @@ def _print(console: Console, table: Table) -> None:
 
 def _cell(cell: Cell) -> Text:
     note = f"\n({cell.note})" if cell.note else ""
-    below = f" {BELOW}" if cell.below else ""
-    return Text(f"{cell.text}{note}{below}", style="bold" if cell.best else "")
+    marks = f" {BELOW}" * cell.below + f" {BROKEN}" * cell.broken
+    return Text(f"{cell.text}{note}{marks}", style="bold" if cell.best else "")

@@ -7,6 +7,7 @@ name must not carry options that are the same everywhere: so labels are made for
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ _SETTINGS = (
     "local_steps",
     "batch_size",
     "proximal_mu",
+    "codec",
     "device",
     "engine",
     "clients_per_batch",
@@ -92,6 +94,8 @@ def label_runs(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.reset_index(drop=True)
     if "device" in runs:  # seeds may be spread over the GPUs of one machine
         runs["device"] = runs["device"].str.partition(":")[0]
+    if "codec.name" in runs:
+        runs["codec"] = _codecs(runs)
     runs["split_label"] = _labels(runs, "split", SPLITS, _shown_of_splits(runs))
     shown = _shown_of_methods(runs)
     runs["twin_label"] = _labels(runs, "method", METHODS, shown)
@@ -151,6 +155,17 @@ def _shown_of_splits(runs: pd.DataFrame) -> pd.Series:
         columns = [c for c in options if c in _SHOWN_ALWAYS or _varies(group[c])]
         shown[group.index] = [columns] * len(group)
     return shown
+
+
+def _codecs(runs: pd.DataFrame) -> pd.Series:
+    """The name of each run's codec, with those of its options in which runs with this codec differ."""
+    names = runs["codec.name"].fillna("fp32")  # results from before there was a choice
+    words = names.copy()
+    options = [c for c in runs.columns if c.startswith("codec.") and c != "codec.name"]
+    for _, group in runs.groupby(names):
+        for column in (c for c in options if _varies(group[c])):
+            words[group.index] += ", " + group[column].map(partial(_option_text, column))
+    return words
 
 
 def _shown_of_methods(runs: pd.DataFrame) -> pd.Series:

@@ -10,9 +10,10 @@ import pandas as pd
 
 from bench.report.names import AS_DEPLOYED, label_runs, option_value, shots_label
 from bench.report.statistics import t_factor
-from bench.report.tables import ROW, Cell, Table
+from bench.report.tables import BELOW, ROW, Cell, Table
 from bench.report.text import ABSENT, digits
 from bench.report.times import DEPLOYED_MEANS
+from bench.report.trust import checks_note
 
 _MACHINE = {
     "environment.cpu": "processor {}",
@@ -63,16 +64,16 @@ def notes(runs: pd.DataFrame) -> list[str]:
     n = runs.groupby(ROW, dropna=False, observed=True).size()
     return [
         _interval_note(sorted(set(n))),
-        "Every accuracy is that of the global model on the task's test set after the last round, not of the "
-        f"best round.{_exceptions(runs)} Zero-shot is the same model before any training; a trained method "
-        "below it lost by training.",
+        "Every accuracy is that of the global model on the task's test set after the last round, unless a "
+        f"column says best round.{_exceptions(runs)} Zero-shot is the same model before any training; a "
+        "trained method below it lost by training.",
         *_seconds_notes(runs),
         "Peak memory is that of the whole process on one machine, interpreter and libraries included; peak "
         "GPU memory, where given, is what was allocated on the device.",
         "Bytes are lengths of the payloads that were really serialised, summed over rounds and clients; "
         "1 kB is 1,000 bytes.",
         *_machine_notes(runs),
-        *filter(None, (_settings_note(runs), _refusal_note(runs))),
+        *filter(None, (_settings_note(runs), _refusal_note(runs), checks_note(runs))),
     ]
 
 
@@ -103,15 +104,31 @@ def run_table(results: pd.DataFrame, results_dir: Path | None) -> Table:
         "Hash": [str(key) for key in runs["config_hash"]],
         "File": [_relative(path, results_dir) for path in runs["path"]],
     }
-    entries = [[Cell(text) for text in texts] for texts in zip(*columns.values(), strict=True)]
+    lower = _below_zero_shot(runs)
+    entries = [
+        [
+            Cell(text, below=below and name == "Accuracy (%)")
+            for name, text in zip(columns, texts, strict=True)
+        ]
+        for *texts, below in zip(*columns.values(), lower, strict=True)
+    ]
     return Table(
         name="runs",
-        caption="All runs, with the hash of their configuration and their file.",
+        caption="All runs, with the hash of their configuration and their file."
+        + (f" {BELOW}: below zero-shot." if any(lower) else ""),
         groups=[],
         columns=["Method", *columns],
         rows=list(zip(runs["method_label"].astype(str), entries, strict=True)),
         data=results,
     )
+
+
+def _below_zero_shot(runs: pd.DataFrame) -> list[bool]:
+    """Whether each run ended, as printed, below what its model was before training."""
+    if "zero_shot_accuracy" not in runs:
+        return [False] * len(runs)
+    last, before = ((100 * runs[name]).round(1) for name in ("accuracy", "zero_shot_accuracy"))
+    return [bool(lower) for lower in (last < before)]
 
 
 def _interval_note(counts: list[int]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bench.report import figures
+from bench.report.comparisons import best_round_table, paired_table, to_target_table
 from bench.report.names import AS_DEPLOYED, label_rounds, label_runs, shots_label, without_deployed_twins
 from bench.report.overview import notes, overview, run_table
 from bench.report.styles import Style, styles_of
@@ -30,7 +32,8 @@ from bench.report.tables import (
 )
 from bench.report.text import n_text, slug
 from bench.report.times import which_time_in_short
-from bench.store import load_results, load_rounds
+from bench.report.trust import doubts_table, memory_table, predicted_table
+from bench.store import load_predictions, load_results, load_rounds
 from flora.errors import BadInput
 
 TITLE = "Federated fine-tuning of vision-language models"
@@ -63,6 +66,12 @@ class Section:
     deployed: list[Table]
     other_costs: list[Table]
     beyond: list[Table]
+    best: list[Table]
+    paired: list[Table]
+    targets: list[Table]
+    other_best: list[Table]
+    tensors: list[Table]
+    predicted: list[Table]
     accuracy_figures: list[Drawn] = field(default_factory=list)
     cost_figures: list[Drawn] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -70,7 +79,13 @@ class Section:
     @property
     def tables(self) -> list[Table]:
         """In the order of the page."""
-        return [self.accuracy, *self.beyond, self.cost, *self.deployed, *self.other_costs]
+        accuracy = [self.accuracy, *self.best, *self.paired, *self.beyond, *self.other_best]
+        return [*accuracy, self.cost, *self.cost_details, *self.other_costs]
+
+    @property
+    def cost_details(self) -> list[Table]:
+        """What stands below the costs."""
+        return [*self.targets, *self.tensors, *self.predicted, *self.deployed]
 
     @property
     def drawn(self) -> list[Drawn]:
@@ -78,7 +93,7 @@ class Section:
         return [*self.accuracy_figures, *self.cost_figures]
 
 
-def build_report(results_dir: Path, out: Path) -> list[Path]:
+def build_report(results_dir: Path, out: Path, target: float | None = None) -> list[Path]:
     """Write the report of all complete runs below a folder.
 
     Args:
@@ -86,6 +101,8 @@ def build_report(results_dir: Path, out: Path) -> list[Path]:
         out: gets ``index.html``, ``report.md``, ``figures/`` (.png, .pdf) and ``tables/`` (.md, .csv).
             All are made in a folder of their own first and then moved, so that an interrupted report leaves
             an older one whole; other files in it stay.
+        target: the accuracy that time, bytes and energy are counted up to; None for one halfway between
+            zero-shot and the best method.
 
     Returns:
         The files written, ``index.html`` first.
@@ -93,11 +110,19 @@ def build_report(results_dir: Path, out: Path) -> list[Path]:
     Raises:
         BadInput: there is no complete run, or a stored one is damaged.
     """
-    return write_report(load_results(results_dir), load_rounds(results_dir), out, results_dir)
+    predictions = load_predictions(results_dir)
+    return write_report(
+        load_results(results_dir), load_rounds(results_dir), out, results_dir, target, predictions
+    )
 
 
 def write_report(
-    results: pd.DataFrame, rounds: pd.DataFrame, out: Path, results_dir: Path | None = None
+    results: pd.DataFrame,
+    rounds: pd.DataFrame,
+    out: Path,
+    results_dir: Path | None = None,
+    target: float | None = None,
+    predictions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[Path]:
     """Write the report of runs already loaded by ``bench.store``; otherwise as ``build_report``."""
     complete = results["status"] == "complete"
@@ -106,18 +131,21 @@ def write_report(
             f"results: none of {len(results)} runs is complete; run them again with `flora-bench run`"
         )
     runs = label_runs(results[complete])
-    sections, listed = _sections(runs, label_rounds(rounds, runs)), run_table(results, results_dir)
+    sections = _sections(runs, label_rounds(rounds, runs), target, predictions)
+    listed, doubts = run_table(results, results_dir), doubts_table(runs)
+    of_all = _present([doubts, listed])
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as folder:
         made = Path(folder)
-        _write_parts(sections, listed, made)
-        context = {
+        _write_parts(sections, of_all, made)
+        context: dict[str, Any] = {
             "title": TITLE,
             "overview": overview(runs, results[~complete]),
             "sections": sections,
             "notes": notes(runs),
+            "doubts": doubts,
             "runs": listed,
-            "number": _numbering(sections, listed),
+            "number": _numbering(sections, of_all),
         }
         _write(made / "report.md", environment().get_template("report.md.j2").render(context))
         context["image"] = lambda name: _image(made / "figures" / f"{name}.png")
@@ -127,16 +155,43 @@ def write_report(
         return _move(made, out)
 
 
-def _sections(runs: pd.DataFrame, rounds: pd.DataFrame) -> list[Section]:
+def _present(tables: Iterable[Table | None]) -> list[Table]:
+    return [table for table in tables if table is not None]
+
+
+def _sections(
+    runs: pd.DataFrame,
+    rounds: pd.DataFrame,
+    target: float | None,
+    predictions: Mapping[str, Mapping[str, Any]],
+) -> list[Section]:
     styles = styles_of(runs)
     made = []
     for (task, model), part in runs.groupby(["task", "model"], sort=True):
         its_rounds = rounds[rounds["config_hash"].isin(part["config_hash"])]
         cells = cells_of(part)
         costs = [cost_table(cell) for cell in cells]
-        beyond = [table for cell in cells if (table := beyond_table(cell)) is not None]
-        deployed = [table for cell in cells if (table := deployed_table(cell)) is not None]
-        section = Section(str(task), str(model), accuracy_table(part), costs[0], deployed, costs[1:], beyond)
+        beyond = _present(beyond_table(cell) for cell in cells)
+        deployed = _present(deployed_table(cell) for cell in cells)
+        best = _present(best_round_table(cell) for cell in cells)
+        targets = _present(to_target_table(cell, its_rounds, target) for cell in cells)
+        tensors = _present(memory_table(cell) for cell in cells)
+        predicted = _present(predicted_table(cell, predictions) for cell in cells)
+        section = Section(
+            str(task),
+            str(model),
+            accuracy=accuracy_table(part),
+            best=best[:1],
+            paired=_present([paired_table(part)]),
+            beyond=beyond,
+            other_best=best[1:],
+            cost=costs[0],
+            targets=targets[:1],
+            tensors=tensors[:1],
+            predicted=predicted[:1],
+            deployed=deployed,
+            other_costs=[*costs[1:], *targets[1:], *tensors[1:], *predicted[1:]],
+        )
         _draw(section, part, its_rounds, styles)
         made.append(section)
     return made
@@ -207,21 +262,23 @@ def _alt(caption: str, frame: pd.DataFrame) -> str:
     return f"{caption.partition('.')[0]} for {methods}; splits: {splits}. The final values are in the tables."
 
 
-def _numbering(sections: Sequence[Section], listed: Table) -> dict[str, str]:
+def _numbering(sections: Sequence[Section], of_all: Sequence[Table]) -> dict[str, str]:
     """Tables and figures are counted through the whole page, in its order."""
     tables = [table.name for section in sections for table in section.tables]
     drawn = [figure.name for section in sections for figure in section.drawn]
-    numbered = {name: f"Table {index}" for index, name in enumerate([*tables, listed.name], 1)}
+    numbered = {
+        name: f"Table {index}" for index, name in enumerate([*tables, *(table.name for table in of_all)], 1)
+    }
     return numbered | {name: f"Figure {index}" for index, name in enumerate(drawn, 1)}
 
 
-def _write_parts(sections: Sequence[Section], listed: Table, folder: Path) -> None:
+def _write_parts(sections: Sequence[Section], of_all: Sequence[Table], folder: Path) -> None:
     for name in ("figures", "tables"):
         (folder / name).mkdir()
     for section in sections:
         for drawn in section.drawn:
             figures.save(drawn.figure, folder / "figures" / drawn.name)
-    for table in [*(table for section in sections for table in section.tables), listed]:
+    for table in [*(table for section in sections for table in section.tables), *of_all]:
         _write(folder / "tables" / f"{table.name}.md", table.to_markdown())
         _write(folder / "tables" / f"{table.name}.csv", table.data.to_csv(index=False, lineterminator="\n"))
 

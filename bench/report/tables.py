@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,20 @@ import pandas as pd
 
 from bench.report.names import METHODS, label_runs, shots_label
 from bench.report.statistics import mean_interval, ratio_to
-from bench.report.text import ABSENT, bytes_text, digits, escape_markdown, keep_brackets_whole, n_text, slug
+from bench.report.text import (
+    ABSENT,
+    bytes_text,
+    digits,
+    escape_markdown,
+    keep_brackets_whole,
+    n_text,
+    operations_text,
+    slug,
+)
 from bench.report.times import DEPLOYED_MEANS, which_time, with_times
 
 BELOW = "▼"
+BROKEN = "‡"
 # Zero-shot accuracies of one model further apart than this were measured on different images.
 SAME_TEST_SET = 1e-9
 CELL = ["task", "model", "split_label", "shots"]
@@ -52,6 +62,15 @@ BEYOND = {
 }
 
 
+# What a run states of the model as it came, by the accuracy that is compared with it.
+BEFORE = {
+    "accuracy": "zero_shot_accuracy",
+    "best_accuracy": "zero_shot_accuracy",
+    "new_accuracy": "zero_shot_new_accuracy",
+    "retention_accuracy": "zero_shot_retention_accuracy",
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One entry of a table: its text, a second text in brackets, and its marks."""
@@ -60,6 +79,7 @@ class Cell:
     note: str = ""
     best: bool = False
     below: bool = False
+    broken: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,8 +167,39 @@ def accuracy_frame(runs: pd.DataFrame) -> pd.DataFrame:
     # The best of one is no finding.
     table["best"] = trained & (shown == cells.transform("max")) & (cells.transform("count") > 1)
     table["best"] &= ~_scored_apart(table)
+    table = table.merge(_broken(runs), on=ROW, how="left")
     table["below_zero_shot"] = trained & (shown < (table["zero_shot"] * 100).round(1))
     return table
+
+
+def _broken(runs: pd.DataFrame) -> pd.DataFrame:
+    """Say of each row whether an invariant did not hold in one of its runs."""
+    own = runs["broken"].fillna("") != "" if "broken" in runs else pd.Series(False, index=runs.index)
+    return runs.assign(broken=own).groupby(ROW, dropna=False, observed=True)["broken"].any().reset_index()
+
+
+def below_zero_shot(runs: pd.DataFrame, column: str) -> dict[str, bool]:
+    """Say of each method whether an accuracy of it is, as printed, lower than that of the model as it came.
+
+    Args:
+        runs: of one task, model, split and shots.
+        column: an accuracy: one of ``BEFORE``, whose runs state it of the model too; or another, which is
+            then compared with that of the zero-shot runs.
+
+    Returns:
+        By label; false for zero-shot itself, and where nothing is known of it.
+    """
+    runs = label_runs(runs)
+    if not column.endswith("accuracy"):
+        return {}
+    of_zero_shot = runs.loc[runs["method"] == "zero_shot", column].mean()
+    found = {}
+    for name, mine in runs.groupby("method_label", observed=True):
+        stated = mine[BEFORE[column]].mean() if BEFORE.get(column) in mine else float("nan")
+        before = of_zero_shot if pd.isna(stated) else stated
+        lower = round(100 * mine[column].mean(), 1) < round(100 * before, 1)
+        found[str(name)] = bool(lower and (mine["method"] != "zero_shot").all())
+    return found
 
 
 def accuracy_table(runs: pd.DataFrame) -> Table:
@@ -176,7 +227,7 @@ def accuracy_table(runs: pd.DataFrame) -> Table:
             entries[METHODS["zero_shot"], *level] = Cell(ABSENT if pd.isna(value) else f"{100 * value:.1f}")
     shots = list(dict.fromkeys(level[0] for level in levels))
     return Table(
-        name=f"accuracy-{_slug(runs)}",
+        name=f"accuracy-{slug_of(runs)}",
         caption=_accuracy_caption(table),
         groups=[(name, sum(level[0] == name for level in levels)) for name in shots],
         columns=["Method", *(split for _, split in levels)],
@@ -232,7 +283,7 @@ def cost_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table:
         (str(row["method_label"]), [_cost_cell(row, quantity) for quantity in quantities])
         for _, row in table.iterrows()
     ]
-    where = _where(runs)
+    where = where_of(runs)
     full = table.loc[table["method"] == "full_finetune", "method_label"]
     mixed = "acceleration" in table and table["acceleration"].nunique() > 1
     name = f"{METHODS['full_finetune']}, accelerated alike" if mixed else "".join(full[:1])
@@ -240,7 +291,7 @@ def cost_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table:
     ratio = f"In brackets: how many times less than {name} (below 1: more)." if compares else ""
     times = which_time(runs)
     return Table(
-        name=f"cost-{_slug(runs)}-{slug(where)}",
+        name=f"cost-{slug_of(runs)}-{slug(where)}",
         caption=" ".join(filter(None, (f"Cost of a run ({where}), {n_text(table['n'])}.", times, ratio))),
         groups=[],
         columns=["Method", *(quantity.heading for quantity in quantities)],
@@ -269,7 +320,7 @@ def deployed_frame(runs: pd.DataFrame) -> pd.DataFrame:
             table = table.merge(means, on=by, how="left")
         accelerated = table[f"{name}_accelerated"]
         table[f"{name}_ratio"] = table[f"{name}_deployed"] / accelerated.where(accelerated > 0)
-    return table
+    return table.merge(zero_shot_reference(runs[both], by), on=by, how="left")
 
 
 def deployed_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table | None:
@@ -281,7 +332,7 @@ def deployed_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table | None
     table = deployed_frame(runs)
     if table.empty:
         return None
-    where = _where(table)
+    where = where_of(table)
     table = table.dropna(subset=[f"{q.column}_ratio" for q in shown if q.compared], how="all")
     parts = {q: ["deployed", "accelerated", *(["ratio"] if q.compared else [])] for q in shown}
     rows = [
@@ -290,9 +341,10 @@ def deployed_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table | None
     ]
     words = {"deployed": "As deployed", "accelerated": "Accelerated", "ratio": "Ratio"}
     return Table(
-        name=f"deployed-{_slug(table)}-{slug(where)}",
+        name=f"deployed-{slug_of(table)}-{slug(where)}",
         caption=f"As deployed and accelerated, over the seeds that ran both ways ({where}). As deployed is "
-        f"{DEPLOYED_MEANS}; the ratio says how many times more that takes.",
+        f"{DEPLOYED_MEANS}; the ratio says how many times more that takes."
+        f"{_mark_text(cell for _, cells in rows for cell in cells)}",
         groups=[(quantity.heading, len(names)) for quantity, names in parts.items()],
         columns=["Method", *(words[name] for names in parts.values() for name in names)],
         rows=rows,
@@ -304,7 +356,10 @@ def _deployed_cell(row: Mapping[Any, Any], quantity: Quantity, part: str) -> Cel
     value = row[f"{quantity.column}_{part}"]
     if pd.isna(value):
         return Cell(ABSENT)
-    return Cell(f"{digits(value)}×" if part == "ratio" else quantity.text(value))
+    if part == "ratio":
+        return Cell(f"{digits(value)}×")
+    lower = quantity.column == "accuracy" and round(100 * value, 1) < round(100 * row["zero_shot"], 1)
+    return Cell(quantity.text(value), below=lower)
 
 
 def beyond_table(runs: pd.DataFrame) -> Table | None:
@@ -319,18 +374,25 @@ def beyond_table(runs: pd.DataFrame) -> Table | None:
     means = {column: mean_interval(runs, [*ROW, "method"], column) for column in measured}
     data = pd.concat([table.assign(quantity=column) for column, table in means.items()], ignore_index=True)
     rows: Any = data.itertuples()
+    below = {
+        column: {} if column.startswith("zero_shot") else below_zero_shot(runs, column) for column in measured
+    }
     by_method = {
-        (str(row.method_label), row.quantity): Cell(_percent(row.mean, row.half_width)) for row in rows
+        (str(row.method_label), row.quantity): Cell(
+            percent(row.mean, row.half_width),
+            below=below[row.quantity].get(str(row.method_label), False),
+        )
+        for row in rows
     }
     methods = runs["method_label"].cat.remove_unused_categories().cat.categories
-    where = _where(runs)
+    where = where_of(runs)
     n = runs.groupby(ROW, dropna=False, observed=True).size()
     interval = " ± half width of the 95 % t-interval" if data["half_width"].notna().any() else ""
     return Table(
-        name=f"beyond-{_slug(runs)}-{slug(where)}",
+        name=f"beyond-{slug_of(runs)}-{slug(where)}",
         caption=f"Beyond the test set, after the last round ({where}, %), {n_text(n)}{interval}. "
         "Before: of the model as it came. Spread: standard deviation over the clients. "
-        f"{ABSENT}: not measured, or bound to its own classes.",
+        f"{ABSENT}: not measured, or bound to its own classes.{_mark_text(by_method.values())}",
         groups=[],
         columns=["Method", *(BEYOND[column] for column in measured)],
         rows=[
@@ -350,11 +412,13 @@ def cells_of(runs: pd.DataFrame) -> list[pd.DataFrame]:
     )
 
 
-def _where(runs: pd.DataFrame) -> str:
+def where_of(runs: pd.DataFrame) -> str:
+    """Name the split and shots of runs that share them."""
     return f"{runs['split_label'].iloc[0]}, {shots_label(runs['shots'].iloc[0])}"
 
 
-def _slug(runs: pd.DataFrame) -> str:
+def slug_of(runs: pd.DataFrame) -> str:
+    """Name the task and model of runs that share them, for a file."""
     return slug(f"{runs['task'].iloc[0]} {runs['model'].iloc[0]}")
 
 
@@ -367,12 +431,17 @@ def _quantities(runs: pd.DataFrame) -> list[Quantity]:
     """The costs that the runs measured; GPU memory only where there was a GPU, groups only of clients."""
     known = [
         Quantity("trainable_parameters", "Trainable parameters", "{:,.0f}".format),
-        Quantity("payload_bytes", "Payload", bytes_text),
+        *_payloads(runs),
         Quantity("bytes", "Sent, up + down", bytes_text),
+        Quantity("needed_once_bytes", "Needed once", bytes_text, compared=False),
+        Quantity("train_flops", "Training operations", operations_text),
         Quantity("train_seconds", "Train (s)", digits),
         Quantity("features_once_seconds", "Features, once (s)", digits, compared=False),
         Quantity("from_nothing_seconds", "Total from nothing (s)", digits),
         Quantity("round_seconds", "Round (s)", digits),
+        Quantity("deployment_seconds", "Clients at once (s)", digits),
+        Quantity("energy_joules", "Energy (J)", digits),
+        Quantity("peak_tensor_bytes", "Live tensors", bytes_text),
         Quantity("peak_memory_bytes", "Peak memory", bytes_text),
         Quantity("peak_gpu_memory_bytes", "Peak GPU memory", bytes_text),
     ]
@@ -381,14 +450,28 @@ def _quantities(runs: pd.DataFrame) -> list[Quantity]:
     return [q for q in known if q.column in runs and runs[q.column].notna().any()]
 
 
+def _payloads(runs: pd.DataFrame) -> list[Quantity]:
+    """One payload; each way apart where a codec makes them differ."""
+    ways = [f"payload_bytes_{way}" for way in ("up", "down")]
+    if set(ways) <= set(runs.columns) and (runs[ways[0]] != runs[ways[1]]).any():
+        return [Quantity(name, f"Payload {name.rpartition('_')[2]}", bytes_text) for name in ways]
+    return [Quantity("payload_bytes", "Payload", bytes_text)]
+
+
 def _accuracy_cell(row: Any) -> Cell:
-    text = _percent(row.mean, row.half_width)
-    return Cell(text, best=bool(row.best), below=bool(row.below_zero_shot))
+    text = percent(row.mean, row.half_width)
+    return Cell(text, best=bool(row.best), below=bool(row.below_zero_shot), broken=bool(row.broken))
 
 
-def _percent(mean: float, half_width: float) -> str:
+def percent(mean: float, half_width: float) -> str:
+    """Write a share as a percentage, with the half width of its interval where that is known."""
     interval = "" if pd.isna(half_width) else f" ± {100 * half_width:.1f}"
     return f"{100 * mean:.1f}{interval}"
+
+
+def _mark_text(cells: Iterable[Cell]) -> str:
+    """Explain the mark where there is one, with a space before it."""
+    return f" {BELOW}: below zero-shot." if any(cell.below for cell in cells) else ""
 
 
 def _cost_cell(row: pd.Series, quantity: Quantity) -> Cell:

@@ -22,6 +22,15 @@ def bytes_text(value: float) -> str:
     return f"{digits(value / 1000)} TB"
 
 
+def operations_text(value: float) -> str:
+    """Return operations with a decimal prefix and three digits: 282 G."""
+    for unit in ("", " k", " M", " G", " T"):
+        if abs(value) < 999.5:
+            return f"{digits(value)}{unit}" if unit else f"{value:.0f}"
+        value /= 1000
+    return f"{digits(value)} P"
+
+
 def digits(value: float) -> str:
     """Return a number to three digits, at most four of them decimals: 0.0521, 12.3, 1,234."""
     if not np.isfinite(value):
