@@ -1,4 +1,4 @@
-"""What methods and aggregators there are, found by file, without importing torch to say so."""
+"""What methods, aggregators and codecs there are, found by file, without importing torch to say so."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import baselines
 from flora.errors import BadInput, nearest
+from flora.settings import CODECS
 
 if TYPE_CHECKING:
     from flora.method import Method
@@ -90,6 +91,11 @@ def describe_aggregators() -> dict[str, str]:
     """Give each aggregator's one-line description, the first line of its class."""
     classes = [node for node in _source("flora.aggregation").body if isinstance(node, ast.ClassDef)]
     return {name: _first_line(cls) for cls in classes if (name := _assigned(cls, "name"))}
+
+
+def describe_codecs() -> dict[str, str]:
+    """Give each payload codec's one-line description, the first line of its settings."""
+    return {name: (spec.__doc__ or "").partition("\n")[0] for name, spec in CODECS.items()}
 
 
 def _source(module: str) -> ast.Module:

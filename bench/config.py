@@ -23,14 +23,16 @@ from pydantic import (
 from bench.catalogue import load_method, method_modules
 from bench.splits import SPLITS, SplitConfig, SplitSpec
 from flora.errors import BadInput, nearest
-from flora.settings import SGD, Adam, Options, Seeds, Settings, Training
+from flora.settings import CODECS, SGD, Adam, CodecConfig, CodecSpec, Fp32, Options, Seeds, Settings, Training
 
 # The model of a task that holds features instead of images.
 PRECOMPUTED = "precomputed"
 OPTIMIZERS = ("adam", "adamw", "sgd")
+# Sections whose name chooses the model that reads them, and pydantic to say so.
+_TAGGED = {"split": tuple(SPLITS), "optimizer": OPTIMIZERS, "codec": tuple(CODECS)}
 # What may stand for a section, besides a mapping.
 _SHORT_FORMS = {
-    **dict.fromkeys(("model", "method", "split", "optimizer"), "a name or "),
+    **dict.fromkeys(("model", "method", "split", "optimizer", "codec"), "a name or "),
     "seed": "a whole number or ",
 }
 _SHOULD = re.compile(r"^\w+ should")
@@ -190,6 +192,7 @@ class RunConfig(Training):
     participation: float = Field(1.0, gt=0, le=1)
     rounds: int = Field(10, ge=0)
     mode: Literal["federated", "local_only", "centralized"] = "federated"
+    codec: CodecConfig = Fp32()
     seed: Annotated[Seeds, BeforeValidator(_same_seed)] = Seeds()
     data: Data = Data()
     evaluation: Evaluation = Evaluation()
@@ -225,6 +228,8 @@ class RunConfig(Training):
         """Refuse a field that would have no effect in this mode."""
         if self.mode != "federated" and self.proximal_mu:
             raise BadInput(f"proximal_mu: {self.proximal_mu} has no effect in mode {self.mode}; use 0")
+        if self.mode != "federated" and self.codec.name != "fp32":
+            raise BadInput(f"codec: {self.codec.name} has no effect in mode {self.mode}; use fp32")
         together = self.clients_per_batch
         if together not in ("auto", 1) and self.mode != "federated":
             raise BadInput(f"clients_per_batch: {together} has no effect in mode {self.mode}; use 1 or auto")
@@ -279,6 +284,8 @@ class RunConfig(Training):
         """Twelve hexadecimal digits over everything that can change the numbers, and nothing that cannot."""
         resolved = self.model_dump(mode="json")
         del resolved["data"]["root"], resolved["tuning"]
+        if self.codec.name == "fp32":  # as before there was a choice: results of then stand for this run
+            del resolved["codec"]
         resolved["device"] = resolved["device"].partition(":")[0]
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -300,8 +307,9 @@ def label(config: RunConfig) -> str:
     mode = "" if config.mode == "federated" else f" {config.mode.replace('_', ' ')}"
     model = "" if config.model == Model() else f" · {config.model.name}"
     plain = " unaccelerated" if config.acceleration == "none" else ""
+    codec = "" if config.codec.name == "fp32" else f" · {_in_words(config.codec)}"
     method = f"{_in_words(config.method)}{mode}{plain}"
-    return f"{config.task}{model} · {method} · {_in_words(config.split)}{shots} · {seed}"
+    return f"{config.task}{model} · {method}{codec} · {_in_words(config.split)}{shots} · {seed}"
 
 
 def labels(cells: Sequence[RunConfig]) -> dict[str, str]:
@@ -326,8 +334,8 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _in_words(section: Options | SplitSpec) -> str:
-    """Give the name of a method or split, with what is not at its default; shots are said elsewhere."""
+def _in_words(section: Options | SplitSpec | CodecSpec) -> str:
+    """Give the name of a method, split or codec, with what is not at its default; without shots."""
     changed = [
         f"{name} {_value_in_words(value)}"
         for name, field in type(section).model_fields.items()
@@ -348,7 +356,7 @@ def field_models(section: str, value: Any = None) -> Sequence[Any]:
 
     Args:
         section: a field of `RunConfig`; empty for `RunConfig` itself.
-        value: what the section holds, to tell by its name which method, split or optimiser it is.
+        value: what the section holds, to tell by its name which method, split, optimiser or codec it is.
     """
     match section:
         case "":
@@ -360,6 +368,8 @@ def field_models(section: str, value: Any = None) -> Sequence[Any]:
             return named or list(SPLITS.values())
         case "optimizer":
             return [SGD if value.get("name") == "sgd" else Adam]
+        case "codec":
+            return [CODECS.get(value.get("name"), Fp32)]
     return [_SECTION_MODELS[section]]
 
 
@@ -378,18 +388,18 @@ def explain(error: ValidationError, section: str = "", value: Any = None) -> str
     path = [section] if section else []
     for part in map(str, first["loc"]):
         # where a name chooses the model, pydantic puts it between the section and the field
-        if not (path in (["split"], ["optimizer"]) and part in {*SPLITS, *OPTIMIZERS}):
+        if not (len(path) == 1 and part in _TAGGED.get(path[0], ())):
             path.append(part)
     *parents, last = path
     field = ".".join(path)
     if first["type"] == "extra_forbidden":
-        if parents == ["optimizer"]:
+        if parents in (["optimizer"], ["codec"]):
             value = {"name": first["loc"][1]}
         models = field_models(parents[0] if parents else "", value)
         return f"{field}: there is no such field{nearest(last, {n for m in models for n in m.model_fields})}"
     if first["type"] == "union_tag_invalid":
         name = str(first["input"]["name"])
-        return f"{field}.name: there is no {last} {name!r}{nearest(name, OPTIMIZERS)}"
+        return f"{field}.name: there is no {last} {name!r}{nearest(name, _TAGGED[field])}"
     if first["type"] in ("model_type", "model_attributes_type"):
         short = _SHORT_FORMS.get(field, "")
         return f"{field}: {first['input']!r} must be {short}a mapping of fields to values"

@@ -19,7 +19,7 @@ from flora.errors import BadInput, nearest
 PRESETS = Path(__file__).parent / "presets"
 
 # Sections and what a value stands for that is not a mapping: a bare name, or one seed for every stream.
-SECTIONS = ("model", "method", "split", "optimizer", "seed", "data", "evaluation", "compute")
+SECTIONS = ("model", "method", "split", "optimizer", "codec", "seed", "data", "evaluation", "compute")
 SMOKE_ROUNDS = 2
 # What a cell is. An included cell that is another is none of the cells that an override asks for.
 IDENTITY = ("task", "method", "split")

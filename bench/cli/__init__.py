@@ -7,7 +7,22 @@ import sys
 
 import typer
 
-from bench.cli import cache, data, export, list_, perf, pretrain, report, run, tune
+from bench.cli import (
+    cache,
+    claims,
+    data,
+    estimate,
+    export,
+    list_,
+    perf,
+    plan,
+    pretrain,
+    replay,
+    report,
+    run,
+    tune,
+    variance,
+)
 from flora.errors import BadInput
 
 app = typer.Typer(
@@ -19,11 +34,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("estimate")(estimate.estimate)
+app.command("plan")(plan.plan)
 app.command("tune")(tune.tune)
+app.command("variance")(variance.variance)
 app.command("list")(list_.list_)
 app.command("data")(data.data)
 app.command("cache")(cache.cache)
 app.command("report")(report.report)
+app.command("replay")(replay.replay)
+app.command("claims")(claims.claims)
 app.command("perf")(perf.perf)
 app.command("export")(export.export)
 app.command("pretrain")(pretrain.pretrain)

@@ -13,7 +13,10 @@ from flora.errors import BadInput, nearest
 
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="methods, tasks, splits, models, presets or aggregators.", metavar="KIND")
+        str,
+        typer.Argument(
+            help="methods, tasks, splits, models, presets, aggregators or codecs.", metavar="KIND"
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="An object of names and descriptions.")] = False,
 ) -> None:
@@ -35,6 +38,7 @@ def _describe(kind: str) -> dict[str, str]:
         "models": _models,
         "presets": _presets,
         "aggregators": catalogue.describe_aggregators,
+        "codecs": catalogue.describe_codecs,
     }
     if kind not in describe:
         raise BadInput(f"list: {kind!r} cannot be listed{nearest(kind, describe)}")

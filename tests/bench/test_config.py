@@ -225,6 +225,7 @@ OTHER = {
     "evaluation.per_client": True,
     "evaluation.retention": "glyphs",
     "mode": "local_only",
+    "codec.name": "int8",
     "proximal_mu": 0.1,
     "tuning": {"grid": "rounds=[1]", "trials": 1, "chosen": {"rounds": 1}, "validation_accuracy": 0.5},
     "acceleration": "none",
