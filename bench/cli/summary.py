@@ -29,6 +29,8 @@ from bench.store import load_results
 # what fits on a narrow terminal; the report has the rest
 COSTS = (
     "payload_bytes",
+    "payload_bytes_up",
+    "payload_bytes_down",
     "train_seconds",
     "features_once_seconds",
     "from_nothing_seconds",

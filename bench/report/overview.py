@@ -13,7 +13,7 @@ from bench.report.statistics import t_factor
 from bench.report.tables import BELOW, ROW, Cell, Table
 from bench.report.text import ABSENT, digits
 from bench.report.times import DEPLOYED_MEANS
-from bench.report.trust import checks_note
+from bench.report.trust import busy_note, checks_note
 
 _MACHINE = {
     "environment.cpu": "processor {}",
@@ -73,7 +73,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
         "Bytes are lengths of the payloads that were really serialised, summed over rounds and clients; "
         "1 kB is 1,000 bytes.",
         *_machine_notes(runs),
-        *filter(None, (_settings_note(runs), _refusal_note(runs), checks_note(runs))),
+        *filter(None, (_settings_note(runs), _refusal_note(runs), busy_note(runs), checks_note(runs))),
     ]
 
 
@@ -100,7 +100,7 @@ def run_table(results: pd.DataFrame, results_dir: Path | None) -> Table:
         "Seed": [str(seed) for seed in runs["seed"]],
         "Status": [str(status) for status in runs["status"]],
         "Accuracy (%)": [ABSENT if pd.isna(a) else f"{100 * a:.1f}" for a in runs["accuracy"]],
-        "Took (s)": [ABSENT if pd.isna(s) else digits(s) for s in runs["total_seconds"]],
+        "Took (s)": _took(runs),
         "Hash": [str(key) for key in runs["config_hash"]],
         "File": [_relative(path, results_dir) for path in runs["path"]],
     }
@@ -121,6 +121,15 @@ def run_table(results: pd.DataFrame, results_dir: Path | None) -> Table:
         rows=list(zip(runs["method_label"].astype(str), entries, strict=True)),
         data=results,
     )
+
+
+def _took(runs: pd.DataFrame) -> list[str]:
+    """What each run took, with a word where others used the machine meanwhile."""
+    busy = runs["load.busy"].eq(True) if "load.busy" in runs else [False] * len(runs)
+    return [
+        (ABSENT if pd.isna(seconds) else digits(seconds)) + (", busy" if shared else "")
+        for seconds, shared in zip(runs["total_seconds"], busy, strict=True)
+    ]
 
 
 def _below_zero_shot(runs: pd.DataFrame) -> list[bool]:

@@ -29,6 +29,7 @@ from bench.report.tables import (
     cost_table,
     deployed_table,
     environment,
+    further_cost_table,
 )
 from bench.report.text import n_text, slug
 from bench.report.times import which_time_in_short
@@ -70,6 +71,7 @@ class Section:
     paired: list[Table]
     targets: list[Table]
     other_best: list[Table]
+    work: list[Table]
     tensors: list[Table]
     predicted: list[Table]
     accuracy_figures: list[Drawn] = field(default_factory=list)
@@ -85,7 +87,7 @@ class Section:
     @property
     def cost_details(self) -> list[Table]:
         """What stands below the costs."""
-        return [*self.targets, *self.tensors, *self.predicted, *self.deployed]
+        return [*self.work, *self.targets, *self.tensors, *self.predicted, *self.deployed]
 
     @property
     def drawn(self) -> list[Drawn]:
@@ -175,6 +177,7 @@ def _sections(
         deployed = _present(deployed_table(cell) for cell in cells)
         best = _present(best_round_table(cell) for cell in cells)
         targets = _present(to_target_table(cell, its_rounds, target) for cell in cells)
+        work = _present(further_cost_table(cell) for cell in cells)
         tensors = _present(memory_table(cell) for cell in cells)
         predicted = _present(predicted_table(cell, predictions) for cell in cells)
         section = Section(
@@ -187,10 +190,11 @@ def _sections(
             other_best=best[1:],
             cost=costs[0],
             targets=targets[:1],
+            work=work[:1],
             tensors=tensors[:1],
             predicted=predicted[:1],
             deployed=deployed,
-            other_costs=[*costs[1:], *targets[1:], *tensors[1:], *predicted[1:]],
+            other_costs=[*costs[1:], *work[1:], *targets[1:], *tensors[1:], *predicted[1:]],
         )
         _draw(section, part, its_rounds, styles)
         made.append(section)

@@ -34,12 +34,16 @@ ROW = [*CELL, "method_label"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A measured cost: its column, its heading, how a value is written, and whether it has a ratio."""
+    """A measured cost: its column, its heading, how a value is written, and whether it has a ratio.
+
+    One that is ``further`` stands in a table of its own: all of them in one would be too wide.
+    """
 
     column: str
     heading: str
     text: Callable[[float], str]
     compared: bool = True
+    further: bool = False
 
 
 # In what a method as deployed is set beside itself accelerated.
@@ -277,8 +281,23 @@ def cost_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table:
     which time the seconds are.
     """
     runs = _with_derived(runs)
+    quantities = [q for q in _quantities(runs) if (q.column in only if only else not q.further)]
+    return _costs(runs, quantities, "cost", "Cost of a run", which_time(runs))
+
+
+def further_cost_table(runs: pd.DataFrame) -> Table | None:
+    """Operations, steps, processor time, energy; else as ``cost_table``. None where none was measured."""
+    runs = _with_derived(runs)
+    quantities = [q for q in _quantities(runs) if q.further]
+    what = (
+        "Clients in parallel: the server's work and the slowest client of each round, without evaluation. A "
+        "step is one client's or a group's. Needed once: what is frozen, by a client, before its first round."
+    )
+    return _costs(runs, quantities, "work", "Further costs of a run", what) if quantities else None
+
+
+def _costs(runs: pd.DataFrame, quantities: Sequence[Quantity], stem: str, title: str, what: str) -> Table:
     table = cost_frame(runs)
-    quantities = [q for q in _quantities(runs) if not only or q.column in only]
     rows = [
         (str(row["method_label"]), [_cost_cell(row, quantity) for quantity in quantities])
         for _, row in table.iterrows()
@@ -289,10 +308,9 @@ def cost_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table:
     name = f"{METHODS['full_finetune']}, accelerated alike" if mixed else "".join(full[:1])
     compares = len(full) > 0 and len(table) > 1
     ratio = f"In brackets: how many times less than {name} (below 1: more)." if compares else ""
-    times = which_time(runs)
     return Table(
-        name=f"cost-{slug_of(runs)}-{slug(where)}",
-        caption=" ".join(filter(None, (f"Cost of a run ({where}), {n_text(table['n'])}.", times, ratio))),
+        name=f"{stem}-{slug_of(runs)}-{slug(where)}",
+        caption=" ".join(filter(None, (f"{title} ({where}), {n_text(table['n'])}.", what, ratio))),
         groups=[],
         columns=["Method", *(quantity.heading for quantity in quantities)],
         rows=rows,
@@ -433,17 +451,20 @@ def _quantities(runs: pd.DataFrame) -> list[Quantity]:
         Quantity("trainable_parameters", "Trainable parameters", "{:,.0f}".format),
         *_payloads(runs),
         Quantity("bytes", "Sent, up + down", bytes_text),
-        Quantity("needed_once_bytes", "Needed once", bytes_text, compared=False),
-        Quantity("train_flops", "Training operations", operations_text),
         Quantity("train_seconds", "Train (s)", digits),
         Quantity("features_once_seconds", "Features, once (s)", digits, compared=False),
         Quantity("from_nothing_seconds", "Total from nothing (s)", digits),
         Quantity("round_seconds", "Round (s)", digits),
-        Quantity("deployment_seconds", "Clients at once (s)", digits),
-        Quantity("energy_joules", "Energy (J)", digits),
-        Quantity("peak_tensor_bytes", "Live tensors", bytes_text),
         Quantity("peak_memory_bytes", "Peak memory", bytes_text),
         Quantity("peak_gpu_memory_bytes", "Peak GPU memory", bytes_text),
+        Quantity("needed_once_bytes", "Needed once", bytes_text, compared=False, further=True),
+        Quantity("train_flops", "Training operations", operations_text, further=True),
+        Quantity("deployment_seconds", "Clients in parallel (s)", digits, further=True),
+        Quantity("step_median_seconds", "Step, median (s)", digits, compared=False, further=True),
+        Quantity("step_p95_seconds", "Step, 95 % (s)", digits, compared=False, further=True),
+        Quantity("cpu_seconds", "Processor time (s)", digits, further=True),
+        Quantity("energy_joules", "Energy (J)", digits, further=True),
+        Quantity("peak_tensor_bytes", "Live tensors", bytes_text, further=True),
     ]
     if "clients_together" in runs and (runs["clients_together"] > 1).any():
         known.append(Quantity("clients_together", "Clients at once", "{:.0f}".format, compared=False))

@@ -23,16 +23,14 @@ PREDICTED = (
 
 
 def doubts_table(runs: pd.DataFrame) -> Table | None:
-    """List the runs whose invariants are broken, or whose machine others used meanwhile; None if none is."""
+    """List the runs in which an invariant did not hold; None if there is none."""
     runs = label_runs(runs)
-    reasons = [_doubts(row) for row in runs.to_dict("records")]
-    affected = runs[[bool(reason) for reason in reasons]]
+    affected = runs[runs["broken"].fillna("") != ""] if "broken" in runs else runs[:0]
     if affected.empty:
         return None
-    shown = [reason for reason in reasons if reason]
     return Table(
         name="doubts",
-        caption=f"Runs to doubt: an invariant did not hold ({BROKEN}), or other processes used the machine.",
+        caption=f"Runs in which an invariant did not hold ({BROKEN}): their figures may be wrong.",
         groups=[],
         columns=["Method", "Split", "Shots", "Seed", "Why", "Hash"],
         rows=[
@@ -42,11 +40,11 @@ def doubts_table(runs: pd.DataFrame) -> Table | None:
                     Cell(text)
                     for text in (str(row["split_label"]), shots_label(row["shots"]), str(row["seed"]))
                 ]
-                + [Cell(why), Cell(str(row["config_hash"]))],
+                + [Cell(str(row["broken"])), Cell(str(row["config_hash"]))],
             )
-            for row, why in zip(affected.to_dict("records"), shown, strict=True)
+            for row in affected.to_dict("records")
         ],
-        data=affected.assign(why=shown)[["task", "method", "split", "shots", "seed", "config_hash", "why"]],
+        data=affected[["task", "method", "split", "shots", "seed", "config_hash", "broken"]],
     )
 
 
@@ -63,13 +61,15 @@ def checks_note(runs: pd.DataFrame) -> str:
     )
 
 
-def _doubts(row: Mapping[Any, Any]) -> str:
-    parts = []
-    if isinstance(row.get("broken"), str) and row["broken"]:
-        parts.append(f"{BROKEN} {row['broken']}")
-    if row.get("load.busy") is True:
-        parts.append(f"other processes took {100 * row['load.others_busy_share']:.0f} % of the cores")
-    return "; ".join(parts)
+def busy_note(runs: pd.DataFrame) -> str:
+    """Say how many runs shared the machine with others, and so which seconds to doubt; nothing if none did."""
+    if "load.busy" not in runs or not (busy := runs["load.busy"].eq(True)).any():
+        return ""
+    most = 100 * runs.loc[busy, "load.others_busy_share"].max()
+    return (
+        f"Other processes used the machine during {int(busy.sum())} of {len(runs)} runs, up to {most:.0f} % of "
+        "its cores' time: doubt their seconds (marked busy in the list of runs)."
+    )
 
 
 def memory_table(runs: pd.DataFrame) -> Table | None:

@@ -16,6 +16,7 @@ from bench.run import make_method, run_cell
 from flora import client
 from flora.clip import ENCODED
 from flora.errors import BadInput
+from flora.payload import size_of
 
 SMALL = {
     "rounds": 1,
@@ -150,7 +151,7 @@ def test_a_model_that_cannot_be_tried_falls_back_to_formulas(monkeypatch):
 
     monkeypatch.setattr(estimate, "_counted", fails)
     found = estimate.estimate(configured())
-    real = estimate.size_of(make_method(configured(), load_inputs(configured())).trainable)
+    real = size_of(make_method(configured(), load_inputs(configured())).trainable)
     assert (found.how, found.trainable_parameters, found.payload_bytes) == ("formulas", 1536, real)
     assert found.notes[-1] == "it cannot be built of fake tensors: no numbers here"
     assert found.peak_tensor_bytes is None
