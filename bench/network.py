@@ -80,6 +80,16 @@ PROFILES = {
     )
 }
 
+
+def describe_profiles() -> dict[str, str]:
+    """Give each named profile in a line."""
+    return {
+        name: f"{x.down_mbps:g} Mbit/s down, {x.up_mbps:g} up, {x.latency_ms:g} ms, "
+        f"straggler sigma {x.straggler_sigma:g}, {x.dropout:.0%} drop out"
+        for name, x in PROFILES.items()
+    }
+
+
 _SHORT = {
     "up": "up_mbps",
     "down": "down_mbps",

@@ -122,13 +122,15 @@ def _print(found: Sequence[dict[str, Any]], memory: str | None) -> None:
 def _cell(value: float | None, base: float | None, write: Callable[[Any], str]) -> str:
     if value is None:
         return "unknown"
-    ratio = f" ({base / value:,.3g}x less)" if base and value and base > value else ""
+    from bench.report.text import digits
+
+    ratio = f" ({digits(base / value)}× less)" if base and value and base > value else ""
     return f"{write(value)}{ratio}"
 
 
 def _rows(memory: str | None) -> list[tuple[str, Callable[[dict[str, Any]], Any], Callable[[Any], str]]]:
     """Name each quantity, and say where it is and how it is written."""
-    from bench.caching import bytes_text
+    from bench.report.text import bytes_text, duration_text, operations_text
 
     def of(*path: str) -> Callable[[dict[str, Any]], Any]:
         def get(record: dict[str, Any]) -> Any:
@@ -139,9 +141,6 @@ def _rows(memory: str | None) -> list[tuple[str, Callable[[dict[str, Any]], Any]
 
         return get
 
-    def seconds(value: float) -> str:
-        return f"{value:,.3g} s"
-
     def count(value: int) -> str:
         return f"{value:,}"
 
@@ -150,24 +149,15 @@ def _rows(memory: str | None) -> list[tuple[str, Callable[[dict[str, Any]], Any]
         ("payload", of("payload_bytes"), bytes_text),
         ("sent up a round", of("round_bytes_up"), bytes_text),
         ("sent down a round", of("round_bytes_down"), bytes_text),
-        ("FLOPs a sample and step", of("sample_flops"), flops_text),
-        ("FLOPs a round", of("round_flops"), flops_text),
-        ("FLOPs of an image's features, once", of("feature_flops"), flops_text),
+        ("FLOPs a sample and step", of("sample_flops"), operations_text),
+        ("FLOPs a round", of("round_flops"), operations_text),
+        ("FLOPs of an image's features, once", of("feature_flops"), operations_text),
         ("samples in a batch", of("batch_size"), count),
         ("peak tensor memory", of("peak_tensor_bytes"), bytes_text),
         *((f"  {cause.replace('_', ' ')}", of("peak_by_cause", cause), bytes_text) for cause in CAUSES),
         (f"largest batch in {memory}", of("largest_batch"), count),
-        ("predicted time of a step", of("seconds", "step"), seconds),
-        ("  of a round's steps", of("seconds", "round"), seconds),
-        ("  of all images' features", of("seconds", "features"), seconds),
-        ("  of the run", of("seconds", "total"), seconds),
+        ("predicted time of a step", of("seconds", "step"), duration_text),
+        ("  of a round's steps", of("seconds", "round"), duration_text),
+        ("  of all images' features", of("seconds", "features"), duration_text),
+        ("  of the run", of("seconds", "total"), duration_text),
     ]
-
-
-def flops_text(value: float) -> str:
-    """Write FLOPs for people: 36.5 TFLOP."""
-    for unit in ("", "k", "M", "G", "T"):
-        if value < 1000:
-            return f"{value:,.3g} {unit}FLOP"
-        value /= 1000
-    return f"{value:,.3g} PFLOP"

@@ -15,7 +15,7 @@ def list_(
     kind: Annotated[
         str,
         typer.Argument(
-            help="methods, tasks, splits, models, presets, aggregators or codecs.", metavar="KIND"
+            help="methods, tasks, splits, models, presets, aggregators, codecs or profiles.", metavar="KIND"
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="An object of names and descriptions.")] = False,
@@ -39,6 +39,7 @@ def _describe(kind: str) -> dict[str, str]:
         "presets": _presets,
         "aggregators": catalogue.describe_aggregators,
         "codecs": catalogue.describe_codecs,
+        "profiles": _profiles,
     }
     if kind not in describe:
         raise BadInput(f"list: {kind!r} cannot be listed{nearest(kind, describe)}")
@@ -64,6 +65,12 @@ def _models() -> dict[str, str]:
     from bench.models import describe_models
 
     return describe_models()
+
+
+def _profiles() -> dict[str, str]:
+    from bench.network import describe_profiles
+
+    return describe_profiles()
 
 
 def _presets() -> dict[str, str]:

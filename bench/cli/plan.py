@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,34 +116,55 @@ def _print(planned: Sequence[Planned]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bench.caching import bytes_text
-    from bench.config import label
+    from bench.report.text import bytes_text, duration_text
 
+    timed = any(x.prediction.get("total_seconds") is not None for x in planned)
+    some_done = any(x.done for x in planned)
+    names = _names([x.cells[0] for x in planned])
     table = Table(box=box.SIMPLE)
-    for name in ("cell", "cells", "done", "time", "peak memory", "sent", "trainable"):
-        table.add_column(name, justify="left" if name == "cell" else "right")
-    for x in planned:
+    table.add_column("cell", min_width=max(len(word) for name in names for word in name.split()))
+    parts = ["done"] * some_done + ["time a run"] * timed
+    for name in ("runs", *parts, "live tensors", "sent", "trainable"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, x in zip(names, planned, strict=True):
         known = x.prediction
         sent = _sum(known.get("bytes_up"), known.get("bytes_down"))
-        name = label(x.cells[0]).rpartition(" · ")[0]
         table.add_row(
             name,
             str(len(x.cells)),
-            "all" if x.done == len(x.cells) else str(x.done or ""),
-            _time(known.get("total_seconds")),
+            *(["all" if x.done == len(x.cells) else str(x.done or "")] if some_done else []),
+            *([_text(known.get("total_seconds"), duration_text)] if timed else []),
             _text(known.get("peak_tensor_bytes"), bytes_text),
             _text(sent, bytes_text),
             _text(known.get("trainable_parameters"), "{:,}".format),
         )
     console = Console()
     console.print(table)
-    left = [(x, len(x.cells) - x.done) for x in planned]
-    seconds = [x.prediction.get("total_seconds") for x, count in left if count]
-    total = sum((x.prediction.get("total_seconds") or 0.0) * count for x, count in left)
-    unknown = sum(second is None for second in seconds)
-    cells = sum(count for _, count in left)
-    more = f", besides {unknown} rows of which it is not known" if unknown else ""
-    console.print(f"{cells} cells to run: about {_time(total)}{more}; times and bytes are of one cell each")
+    console.print(_total(planned, timed), highlight=False)
+
+
+def _names(cells: Sequence[RunConfig]) -> list[str]:
+    """Name cells without their seeds, and without a task that all of them have."""
+    from bench.config import label
+
+    named = [label(cell).rpartition(" · ")[0] for cell in cells]
+    if len({cell.task for cell in cells}) > 1:
+        return named
+    return [name.partition(" · ")[2] for name in named]
+
+
+def _total(planned: Sequence[Planned], timed: bool) -> str:
+    """Say what is left to run, and how long it will take as far as that is known."""
+    from bench.report.text import duration_text
+
+    left = [(x.prediction.get("total_seconds"), len(x.cells) - x.done) for x in planned]
+    runs = sum(count for _, count in left)
+    if not timed:
+        return f"{runs} runs to do; bytes are of one run each"
+    unknown = sum(count for seconds, count in left if seconds is None)
+    more = f", besides {unknown} runs of which it is not known" if unknown else ""
+    total = sum((seconds or 0.0) * count for seconds, count in left)
+    return f"{runs} runs to do: about {duration_text(total)}{more}; times and bytes are of one run each"
 
 
 def _sum(up: int | None, down: int | None) -> int | None:
@@ -153,9 +173,3 @@ def _sum(up: int | None, down: int | None) -> int | None:
 
 def _text(value: Any, write: Any) -> str:
     return "unknown" if value is None else str(write(value))
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

@@ -458,7 +458,7 @@ def _quantities(runs: pd.DataFrame) -> list[Quantity]:
         Quantity("peak_memory_bytes", "Peak memory", bytes_text),
         Quantity("peak_gpu_memory_bytes", "Peak GPU memory", bytes_text),
         Quantity("needed_once_bytes", "Needed once", bytes_text, compared=False, further=True),
-        Quantity("train_flops", "Training operations", operations_text, further=True),
+        Quantity("train_flops", "Training FLOPs", operations_text, further=True),
         Quantity("deployment_seconds", "Clients in parallel (s)", digits, further=True),
         Quantity("step_median_seconds", "Step, median (s)", digits, compared=False, further=True),
         Quantity("step_p95_seconds", "Step, 95 % (s)", digits, compared=False, further=True),

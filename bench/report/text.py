@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,11 @@ def operations_text(value: float) -> str:
             return f"{digits(value)}{unit}" if unit else f"{value:.0f}"
         value /= 1000
     return f"{digits(value)} P"
+
+
+def duration_text(seconds: float) -> str:
+    """Return seconds as people read them: 0.162 s, 0:03:20, 1 day, 4:36:40."""
+    return f"{digits(seconds)} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def digits(value: float) -> str:

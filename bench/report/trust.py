@@ -16,7 +16,7 @@ from bench.report.text import ABSENT, bytes_text, digits, n_text, operations_tex
 PREDICTED = (
     Quantity("trainable_parameters", "Parameters", "{:,.0f}".format),
     Quantity("payload_bytes", "Payload", bytes_text),
-    Quantity("train_flops", "Training operations", operations_text),
+    Quantity("train_flops", "Training FLOPs", operations_text),
     Quantity("peak_tensor_bytes", "Live tensors", bytes_text),
     Quantity("total_seconds", "Whole run (s)", digits),
 )
@@ -62,13 +62,13 @@ def checks_note(runs: pd.DataFrame) -> str:
 
 
 def busy_note(runs: pd.DataFrame) -> str:
-    """Say how many runs shared the machine with others, and so which seconds to doubt; nothing if none did."""
+    """Say how many runs shared the machine with others, so that their seconds are in doubt."""
     if "load.busy" not in runs or not (busy := runs["load.busy"].eq(True)).any():
         return ""
     most = 100 * runs.loc[busy, "load.others_busy_share"].max()
     return (
-        f"Other processes used the machine during {int(busy.sum())} of {len(runs)} runs, up to {most:.0f} % of "
-        "its cores' time: doubt their seconds (marked busy in the list of runs)."
+        f"Other processes used the machine during {int(busy.sum())} of {len(runs)} runs, up to {most:.0f} % "
+        "of its cores' time: doubt their seconds (marked busy in the list of runs)."
     )
 
 

@@ -21,7 +21,7 @@ from bench.config import RunConfig
 from bench.execute import Outcome
 from flora.events import Phase, RoundRecord
 
-KINDS = ("methods", "tasks", "splits", "models", "presets", "aggregators", "codecs")
+KINDS = ("methods", "tasks", "splits", "models", "presets", "aggregators", "codecs", "profiles")
 MATRIX = """\
 method: [zero_shot, linear_probe]
 rounds: 1

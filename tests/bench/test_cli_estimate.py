@@ -38,7 +38,7 @@ def test_methods_stand_side_by_side(run_cli):
     assert code == 0
     assert "1,536" in out
     assert "1,353,345" in out
-    assert "x less" in out
+    assert "× less" in out
     assert "predicted time" in out
 
 
@@ -119,7 +119,7 @@ def test_a_plan_marks_what_is_done_and_writes_nothing_unasked(run_cli, matrix, t
     assert (code, [row["done"] for row in json.loads(out)]) == (0, [1, 0])
     code, out, _ = run_cli("plan", str(matrix), "--results", str(results), "--no-time")
     assert code == 0
-    assert "3 cells to run" in out
+    assert "3 runs to do" in out
     assert not (results / "predictions.json").exists()
 
 

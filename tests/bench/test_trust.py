@@ -125,14 +125,14 @@ def test_predictions_stand_beside_what_was_measured(kept):
     store.save_predictions(folder, {"flora0": foretold})
     store.save_predictions(folder, {"flora1": foretold})
     table = predicted_table(load_results(folder), store.load_predictions(folder))
-    assert [text for text, _ in table.groups] == ["Parameters", "Payload", "Training operations"]
+    assert [text for text, _ in table.groups] == ["Parameters", "Payload", "Training FLOPs"]
     assert cells(table)["FLoRA"] == ["25", "25", "90 B", "100 B", "120 M", "123 M"]
     assert predicted_table(load_results(folder), {}) is None
 
 
 def test_further_costs_have_a_table_of_their_own(kept):
     table = further_cost_table(load_results(kept(result())))
-    assert table.columns == ["Method", "Training operations", "Live tensors"]
+    assert table.columns == ["Method", "Training FLOPs", "Live tensors"]
     assert cells(table)["FLoRA"] == ["123 M", "11.0 MB"]
 
 
