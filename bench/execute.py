@@ -95,7 +95,7 @@ def run_matrix(
     if left and isolate:
         wait_for_server()
     elif left:
-        warm_up_seconds = warm_up(left[0].device)
+        warm_up_seconds = sum(map(warm_up, {config.device: None for config in left}))
     with _libraries_left_alone():
         for config, path in zip(cells, paths, strict=True):
             if path in kept:

@@ -30,7 +30,7 @@ from flora.method import Method
 # other kernels, and a row's last bits would depend on which images happened to be missing from the cache.
 AT_ONCE = 32
 # What one batch takes, by the kind of its rows: cells of a matrix mostly share it.
-_COUNTED: dict[str, tuple[int, int]] = {}
+_COUNTED: dict[str, tuple[int, dict[str, int]]] = {}
 # Files of activations are only made where at least this much stays free on the disk.
 DISK_LEFT_FREE_BYTES = 2 * 10**9
 
@@ -57,6 +57,10 @@ class Found:
 class FrozenFeatures:
     """Gives samples their features, each part once, and adds up where they came from.
 
+    Attributes:
+        flops: operations of computing all rows given.
+        peak_by_cause: most bytes of live tensors while one batch is computed.
+
     Args:
         clip: the model.
         kind: all that a row depends on besides the image and the stage.
@@ -72,35 +76,33 @@ class FrozenFeatures:
         self._had: dict[tuple[int, int], Samples] = {}
         self._parts: list[Samples] = []  # held, so that no other can take one's identity
         self._found: dict[int, Found] = {}
-        self._batches: dict[int, int] = {}
+        self.flops = 0
+        self.peak_by_cause: dict[str, int] = {}
 
     @property
     def extraction_seconds(self) -> float | None:
         """What computing all rows given took, whenever that was; None where there were none to compute."""
         return sum(found.extraction_seconds for found in self._found.values()) if self._found else None
 
-    def counted(self) -> tuple[int, int]:
-        """Count what computing all rows given takes, wherever they came from.
+    def _count(self, part: Samples, stage: int) -> None:
+        """Count what computing the rows of `part` takes on the model as it is, wherever they come from."""
+        once, peak = self._one_batch(part, stage)
+        self.flops += once * -(-len(part) // AT_ONCE)
+        if sum(peak.values()) > sum(self.peak_by_cause.values()):
+            self.peak_by_cause = peak
 
-        Returns:
-            operations; and the most bytes of live tensors, those of the model as it is now among them.
-        """
-        of_stages = {stage: self._one_batch(stage) for stage in self._batches}
-        flops = sum(count * of_stages[stage][0] for stage, count in self._batches.items())
-        model = Counter({"parameters": self._clip.parameters()}).live_bytes
-        return flops, model + max((peak for _, peak in of_stages.values()), default=0)
-
-    def _one_batch(self, stage: int) -> tuple[int, int]:
-        """Count one batch's way through the tower, on tensors without numbers; without the model's bytes."""
-        key = json.dumps(self._kind_at(stage), sort_keys=True)
+    def _one_batch(self, part: Samples, stage: int) -> tuple[int, dict[str, int]]:
+        """Count one batch's way through the tower, on tensors without numbers."""
+        model = list(self._clip.named_parameters())
+        adapted = str([(name, tuple(x.shape), x.dtype) for name, x in model])
+        key = json.dumps(self._kind_at(stage), sort_keys=True) + adapted
         if key not in _COUNTED:
-            like = next(part for part in self._parts if isinstance(part.images, Pixels))
-            shape = like.images[torch.tensor([0])].shape[1:]
+            shape = part.images[torch.tensor([0])].shape[1:]
             with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(), self._clip.autocast():
-                images = self._clip.logit_scale.new_empty(AT_ONCE, *shape)
-                with Counter() as counter:
+                images = torch.empty(AT_ONCE, *shape, dtype=part.images[torch.tensor([0])].dtype)
+                with Counter({"parameters": [x for _, x in model], "buffers": [images]}) as counter:
                     self._clip.run_image_stages(images, slice(0, stage))
-            _COUNTED[key] = counter.flops, counter.peak_bytes
+            _COUNTED[key] = counter.flops, counter.peak_by_cause
         return _COUNTED[key]
 
     def describe(self, stage: int) -> dict[str, Any]:
@@ -160,7 +162,7 @@ class FrozenFeatures:
     def _rows(self, part: Samples, stage: int) -> Rows:
         if not isinstance(part.images, Pixels):  # rows of a file already, all that is frozen behind them
             return torch.cat([*part.encoded(self._clip, torch.arange(len(part)).split(AT_ONCE), stage)])
-        self._batches[stage] = self._batches.get(stage, 0) - (-len(part) // AT_ONCE)
+        self._count(part, stage)
         if self._cache is None:
             return self._computed_now(part, stage)
         rows = self._cache.rows(

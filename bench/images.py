@@ -30,6 +30,8 @@ DECODED_AT_ONCE = 256
 BATCHES_AHEAD = 1
 
 # Pillow lets go of the interpreter while it decodes and resizes, so that threads do run side by side.
+# Of each image, by its digest: many cells have the same ones.
+_CONTENTS: dict[bytes, bytes] = {}
 _DECODERS = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="decode")
 
 
@@ -110,7 +112,7 @@ class Kept:
         return self
 
 
-def test_images_in_training(train: Samples, test: Samples) -> int:
+def leaked_images(train: Samples, test: Samples) -> int:
     """Count the images of `test` that are among those of `train`, by what they hold and not by their place.
 
     Images in memory are alike if their pixels are, files if their bytes are (so that the same picture saved
@@ -140,9 +142,17 @@ def _contents(source: ImageSource) -> Iterator[bytes]:
 
     def some(start: int) -> list[bytes]:
         stop = min(start + DECODED_AT_ONCE, len(images))
-        return [images.content(index) for index in range(start, stop)]
+        return [_content(images, index) for index in range(start, stop)]
 
     yield from chain.from_iterable(_DECODERS.map(some, range(0, len(images), DECODED_AT_ONCE)))
+
+
+def _content(images: Images, index: int) -> bytes:
+    """Read an image's content once in all cells: its digest changes if the image does."""
+    digest = images.digest(index)
+    if digest not in _CONTENTS:
+        _CONTENTS[digest] = images.content(index)
+    return _CONTENTS[digest]
 
 
 def _stacked(images: list[Future[Tensor]]) -> Tensor:

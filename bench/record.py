@@ -10,9 +10,10 @@ from typing import Any
 from bench.config import RunConfig
 from bench.inputs import Inputs
 from bench.measure.environment import describe
-from bench.measure.instruments import NO_COUNTS, Instruments
+from bench.measure.instruments import NO_COUNTS, NOT_BY_SIZE, Instruments
 from bench.measure.invariants import Invariants
 from bench.measure.traffic import Traffic
+from bench.measure.work import COUNT
 from bench.splits import Split
 from flora.evaluation import Predictions, scores
 from flora.events import RoundRecord
@@ -116,8 +117,14 @@ def environment_of(config: RunConfig, instruments: Instruments) -> dict[str, Any
         **describe(config.device),
         "memory_method": totals.method,
         "nvml_reason": totals.nvml_reason,
-        "counts_reason": NO_COUNTS if instruments.work is None else None,
+        "counts_reason": _no_counts(instruments),
     }
+
+
+def _no_counts(instruments: Instruments) -> str | None:
+    if instruments.work is None:
+        return NO_COUNTS
+    return None if instruments.work.consistent else NOT_BY_SIZE
 
 
 def evaluation_of(measured: Measured, classes: Sequence[str]) -> dict[str, Any]:
@@ -172,6 +179,8 @@ def _times(instruments: Instruments) -> dict[str, Any]:
     total, setup = clock.total_seconds, clock.setup_seconds
     transfer = setup.pop("transfer", 0.0)  # it comes after the last round
     clients = [spent.seconds for number in clock.rounds for spent in clock.client_times(number)]
+    deployed = [clock.deployment_seconds(number) for number in clock.rounds]
+    checks = sum(setup.pop(name, 0.0) for name in ("check", COUNT))
     steps = instruments.steps.all
     return {
         "train_seconds": clock.train_seconds,
@@ -180,10 +189,11 @@ def _times(instruments: Instruments) -> dict[str, Any]:
         "setup_seconds": sum(setup.values()),
         "features_seconds": setup.get("features", 0.0),
         "transfer_seconds": transfer,
+        "check_seconds": checks + sum(clock.seconds(number).get(COUNT, 0.0) for number in clock.rounds),
         "unaccounted_seconds": total - clock.named_seconds,
         "server_seconds": sum(clock.server_seconds(number) for number in clock.rounds),
         "client_seconds": sum(clients),
-        "deployment_seconds": sum(clock.deployment_seconds(number) for number in clock.rounds),
+        "deployment_seconds": None if None in deployed else sum(filter(None, deployed)),
         "step_median_seconds": steps["median_seconds"],
         "step_p95_seconds": steps["p95_seconds"],
     }
@@ -201,7 +211,7 @@ def _memory(instruments: Instruments) -> dict[str, Any]:
 
 
 def _work(instruments: Instruments) -> dict[str, Any]:
-    if instruments.work is None:
+    if instruments.work is None or not instruments.work.consistent:
         return {"train_flops": None, "total_flops": None}
     flops = instruments.work.flops_by_phase
     return {"train_flops": flops.get("train", 0), "total_flops": sum(flops.values())}
@@ -209,9 +219,8 @@ def _work(instruments: Instruments) -> dict[str, Any]:
 
 def _energy(instruments: Instruments) -> dict[str, Any]:
     joules = {part: found["joules"] for part, found in instruments.energy.totals.items()}
-    known = [value for value in joules.values() if value is not None]
     return {
-        "energy_joules": sum(known) if known else None,
+        "energy_joules": instruments.energy.total_joules,
         **{f"{part}_energy_joules": value for part, value in joules.items()},
     }
 
@@ -236,7 +245,7 @@ def _round(record: RoundRecord, measured: Measured) -> dict[str, Any]:
         "seconds": clock.seconds(number),
         "client_seconds": clock.seconds(number, "client"),
         "server_seconds": clock.seconds(number, "server"),
-        "slowest_client_seconds": max((x.seconds for x in clock.client_times(number)), default=None),
+        "slowest_client_seconds": clock.slowest_client_seconds(number),
         "deployment_seconds": clock.deployment_seconds(number) if number else None,
         "steps": instruments.steps.of(number),
         "flops": None if instruments.work is None else instruments.work.flops(number),

@@ -16,11 +16,12 @@ from bench.compute import applied, configured
 from bench.config import PRECOMPUTED, RunConfig
 from bench.device import deterministic
 from bench.frozen import FrozenFeatures, kind_of_rows
-from bench.images import test_images_in_training
+from bench.images import Kept, leaked_images
 from bench.inputs import Inputs, Suite, load_inputs
 from bench.measure.instruments import Instruments
 from bench.measure.invariants import Invariants
 from bench.measure.traffic import Traffic, needed_once_bytes
+from bench.measure.work import WorkMeter
 from bench.models import open_clip_config
 from bench.record import (
     Measured,
@@ -35,7 +36,7 @@ from flora.cache import FeatureCache
 from flora.codecs import make_codec
 from flora.errors import BadInput
 from flora.evaluation import Predictions, accuracy, predict
-from flora.events import Events, Listener, RoundRecord
+from flora.events import Events, Listener, RoundRecord, Work
 from flora.features import Samples
 from flora.federation import Federation, participants
 from flora.group import can_be_grouped, clients_at_once
@@ -83,20 +84,23 @@ def run_cell(
     instruments = Instruments.for_run(config.device, compiled=config.compute.compile is not None)
     events = Events((*listeners, *instruments.listeners))
     with deterministic(config.device), configured(config.compute, config.device):
-        cell = Cell.prepared(config, cache, events, instruments)
+        cell = Cell.prepared(config, cache, events, instruments.work)
         with events.phase("check"):
             invariants = Invariants(cell.method, cell.client_sizes, config.mode)
             leak = _no_test_in_train(cell.drawn, cell.inputs.test)
         traffic = Traffic(make_codec(config.codec), cell.method.trainable, cell.method.closed_form())
         training = cell.training(Events((traffic, invariants, *events.listeners)))
-        instruments.watch(**cell.holders(training))
+        if instruments.work is not None:
+            instruments.work.watch(cell.holders, lambda: training.held, config.model.dtype == "float16")
         records = list(training.rounds(config.rounds))
         _check_convergence(records)
+        if instruments.work is not None:  # other classes follow
+            instruments.work.watch(cell.holders, lambda: training.held)
         trained = cell.transfer(training)
         with events.phase("check"):
             held = invariants.result(training.trained_state)
             if instruments.work is not None and cell.frozen is not None:
-                instruments.work.add("features", *cell.frozen.counted())
+                instruments.work.add("features", cell.frozen.flops, cell.frozen.peak_by_cause)
     once = needed_once_bytes(cell.method)
     measured = Measured(
         instruments, traffic, invariants, records, cell.zero_shot, trained, cell.client_sizes, once
@@ -119,7 +123,7 @@ def run_cell(
         **inputs_of(cell.inputs),
         "load": load,
         "environment": environment_of(config, instruments),
-        "invariants": {"payload_closed_form": traffic.invariant(), **held, "no_test_in_train": leak},
+        "invariants": {**traffic.invariants(), **held, "no_test_in_train": leak},
     }
     if leftovers is not None:
         leftovers.weights.update(training.trained_state or {})
@@ -160,7 +164,7 @@ class Cell:
         config: RunConfig,
         cache: FeatureCache | None,
         events: Events,
-        instruments: Instruments | None = None,
+        work: WorkMeter | None = None,
     ) -> Cell:
         """Load, classify as it came, and build the method.
 
@@ -169,14 +173,18 @@ class Cell:
         """
         with events.phase("load"):
             inputs = load_inputs(config)
-        if instruments is not None:
-            instruments.watch(parameters=inputs.model.clip.parameters, buffers=inputs.model.clip.buffers)
+        if work is not None:
+            clip = inputs.model.clip
+            work.watch({"parameters": clip.parameters, "buffers": clip.buffers})
         frozen = _frozen(config, inputs, cache, events)
         zero_shot = _zero_shot(config, inputs, frozen, events)
         with events.phase("prepare"):
             method = make_method(config, inputs)
             _check_prompts(method, inputs.suites)
             drawn, shares = _in_use(config, inputs)
+            if method.exact:  # now, or it would be part of whatever asks for it first
+                with events.work(Work("classifier")):
+                    method.keep_frozen()
         train, test = _samples_for(method, (drawn, inputs.test), frozen, events)
         applied(method.clip, config.compute)
         return cls(config, inputs, frozen, zero_shot, method, drawn, train, test, shares, events)
@@ -222,13 +230,15 @@ class Cell:
             of_models = [_on_suites(method, suites, self.events) for _ in training.models()]
         return {name: fmean(accuracy(found[name].correct) or 0.0 for found in of_models) for name in suites}
 
-    def holders(self, training: Federation | LocalTraining) -> dict[str, Callable[[], Iterable[Tensor]]]:
-        """Say where tensors are held while clients train, by cause."""
-        rows = [x for part in (self.train, self.test) for x in (part.features, part.labels)]
-        kept = [x for x in rows if isinstance(x, Tensor)]
+    @property
+    def holders(self) -> dict[str, Callable[[], Iterable[Tensor]]]:
+        """Say where tensors are held while clients train, by cause; the server's are its own to say."""
+        parts = (self.train, self.test)
+        images = [part.images.pixels for part in parts if isinstance(part.images, Kept)]
+        rows = [x for part in parts for x in (part.features, part.labels) if isinstance(x, Tensor)]
         return {
             "parameters": self.method.parameters,
-            "buffers": lambda: [*self.method.shared_tensors, *kept, *training.held],
+            "buffers": lambda: [*self.method.shared_tensors, *images, *rows],
         }
 
 
@@ -349,7 +359,7 @@ def _clients_at_once(config: RunConfig, method: Method, train: Samples, shares: 
 
 def _no_test_in_train(train: Samples, test: Samples) -> dict[str, Any]:
     """Say whether no image that is tested on is one that a client trains on."""
-    found = test_images_in_training(train, test)
+    found = leaked_images(train, test)
     if not found:
         return {"holds": True, "images": 0}
     return {"holds": False, "images": found, "reason": f"{found} test images are in clients' training data"}

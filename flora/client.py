@@ -66,6 +66,17 @@ def start(
 
 def step(state: ClientState, batch: Batch) -> ClientState:
     """Take one optimiser step on `batch`; the loss that is counted is without FedProx's term."""
+    loss = differentiate(state, batch)
+    state.optimizer.step()
+    size = len(batch.labels)
+    state.losses += loss * size
+    state.seen += size
+    state.steps += 1
+    return state
+
+
+def differentiate(state: ClientState, batch: Batch) -> Tensor:
+    """Leave in the parameters the gradients that a step on `batch` follows; gives the loss, detached."""
     batch = state.method.collate(batch)
     half = state.method.clip.compute_dtype == torch.float16
     for scale in HALF_PRECISION_LOSS_SCALES if half else (1,):
@@ -76,12 +87,7 @@ def step(state: ClientState, batch: Batch) -> ClientState:
         if not half or _gradients_are_finite(state):
             break
     _correct_gradients(state, scale)
-    state.optimizer.step()
-    size = len(batch.labels)
-    state.losses += loss.detach() * size
-    state.seen += size
-    state.steps += 1
-    return state
+    return loss.detach()
 
 
 def _fill_gradients(method: Method) -> None:

@@ -13,7 +13,7 @@ in range and ascending; and what comes of it is finite.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -174,7 +174,7 @@ class Lossy(Codec):
         if not self.down:
             return payload.decode(encoded, like)
         parts = payload.decode(encoded, self._layout("down", like))
-        return _finite(_Made(like, lambda name: self.read(name, parts, like[name])))
+        return _finite({name: self.read(name, parts, like[name]) for name in like})
 
     def received(self, state: Tensors, encoded: bytes) -> Tensors:
         """Read what was written, or give the state itself where it travels as it is."""
@@ -192,7 +192,7 @@ class Lossy(Codec):
     def decode_update(self, encoded: bytes, like: Tensors, received: Tensors) -> Tensors:
         """Add the differences to what was received."""
         parts = payload.decode(encoded, self._layout("up", like))
-        return _finite(_Made(like, lambda name: received[name] + self.read(name, parts, like[name])))
+        return _finite({name: received[name] + self.read(name, parts, like[name]) for name in like})
 
     def _layout(self, direction: Direction, like: Tensors) -> Tensors:
         if direction == "down" and not self.down:
@@ -329,25 +329,6 @@ def make_codec(spec: CodecSpec) -> Codec:
             return Quantised(down=spec.direction == "both")
         case TopK():
             return Sparse(spec.share, spec.error_feedback)
-
-
-class _Made(Mapping[str, Tensor]):
-    """Tensors that are made when asked for, and every time: so they take no second model's place."""
-
-    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
-        self._names = dict.fromkeys(names)
-        self._make = make
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._make(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _finite(tensors: Tensors) -> Tensors:

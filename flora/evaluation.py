@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import fmean
 from typing import Any
 
@@ -56,10 +56,11 @@ def predict(method: Method, samples: Samples, events: Events = _NOBODY) -> Predi
     size = IMAGES_AT_ONCE if samples.features is None else FEATURES_AT_ONCE
     predicted, confidence = [], []
     with torch.inference_mode():
-        with events.work(Work("classifier")):
+        with events.work(Work("classifier", prompts=method.prompt_sizes, replay=method.classifier)):
             classifier = method.classifier()
         for batch in samples.batches(size):
-            with events.work(Work("classify", batch)):
+            again = partial(method.logits, batch, classifier)
+            with events.work(Work("classify", batch, replay=again)):
                 logits = method.logits(batch, classifier)
                 # of the logits: equal probabilities may be of logits that differ
                 predicted.append(logits.argmax(dim=-1))

@@ -48,6 +48,9 @@ class Work:
         clients: whose step it is, stacked if they are several.
         gradients: gives, once a step is done, the gradients it followed, by trainable tensor.
         optimizer: of a step.
+        held: tensors that a step needs besides the model, the batch and the optimiser's.
+        prompts: of a classifier, how many classes and tokens it reads.
+        replay: does the same again, or before, and changes nothing that counts.
     """
 
     kind: Literal["step", "classifier", "classify"]
@@ -55,6 +58,9 @@ class Work:
     clients: Sequence[int] = ()
     gradients: Callable[[], Mapping[str, Tensor]] | None = None
     optimizer: Optimizer | None = None
+    held: Sequence[Tensor] = ()
+    prompts: tuple[int, ...] = ()
+    replay: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)

@@ -93,17 +93,26 @@ def step(state: GroupState, batch: Batch, sizes: Sequence[int]) -> GroupState:
         sizes: how many samples of it are each client's own.
     """
     active = len(sizes)
-    # only attention written out can be mapped over clients on every device
-    with sdpa_kernel(SDPBackend.MATH):
-        state.gradients, losses = _mapped(state.method, batch)(state.rows[:active], _tensors(batch))
+    gradients, losses = differentiate(state, batch)
     if state.training.proximal_mu:
-        state.gradients.add_(state.rows[:active] - state.anchor, alpha=state.training.proximal_mu)
-    for parameter, gradient in zip(state.parameters, state.gradients, strict=False):
+        gradients.add_(state.rows[:active] - state.anchor, alpha=state.training.proximal_mu)
+    for parameter, gradient in zip(state.parameters, gradients, strict=False):
         parameter.grad = gradient
+    state.gradients = gradients
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.losses[:active] += losses.detach() * torch.tensor(sizes, device=losses.device)
     return state
+
+
+def differentiate(state: GroupState, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Give the first clients' gradients (clients, trainable numbers) and losses (clients,) on a stack."""
+    active = len(batch.labels)
+    state.gradients = state.rows.new_empty(0)  # let go of before new ones are made
+    # only attention written out can be mapped over clients on every device
+    with sdpa_kernel(SDPBackend.MATH):
+        gradients, losses = _mapped(state.method, batch)(state.rows[:active], _tensors(batch))
+    return gradients, losses
 
 
 def gradients(state: GroupState) -> dict[str, Tensor]:

@@ -67,8 +67,9 @@ class LocalTraining:
 
     @property
     def held(self) -> list[Tensor]:
-        """What every client starts from."""
-        return list(self.state.values())
+        """What every client starts from, and their models as far as these are in memory."""
+        models = self.trained.values() if isinstance(self.trained, dict) else ()
+        return [*self.state.values(), *(x for model in models for x in model.values())]
 
     def models(self) -> Iterator[None]:
         """Put each client's model into `method` in turn."""

@@ -114,6 +114,12 @@ class Method(nn.Module, ABC):
         return len(self._tokens)
 
     @property
+    def prompt_sizes(self) -> tuple[int, ...]:
+        """How many classes there are, and how many tokens are read for them: at once, or in each part."""
+        read = [part.nodes.numel() for part in self._parts] or [self._tokens.numel()]
+        return (self.classes, *read)
+
+    @property
     def trainable(self) -> dict[str, nn.Parameter]:
         """The tensors that train and travel, by name, in a fixed order."""
         return self._trainable

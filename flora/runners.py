@@ -159,9 +159,17 @@ class OneByOne(Clients):
             kept = self.kept_state(number)
         with events.phase("train", round, number, "client"):
             state = client.start(self.method, start, self.training, kept)
-            gradients = partial(client.gradients, state)
             for batch in map(self.method.collate, self.samples.batches_of(self.order(round, number))):
-                with events.work(Work("step", batch, (number,), gradients, state.optimizer)):
+                work = Work(
+                    "step",
+                    batch,
+                    (number,),
+                    gradients=partial(client.gradients, state),
+                    optimizer=state.optimizer,
+                    held=state.anchor,
+                    replay=partial(client.differentiate, state, batch),
+                )
+                with events.work(work):
                     state = client.step(state, batch)
             trained = client.finish(state)
             loss = float(state.losses) / state.seen
@@ -215,12 +223,20 @@ class Grouped(Clients):
             kept = [self.kept_state(number) for number in numbers]
         with events.phase("train", round, side="client"):
             state = group.start(self.method, start, self.training, kept)
-            gradients = partial(group.gradients, state)
             for drawn in zip_longest(*(orders[number] for number in numbers)):
                 # those with the most steps come first: whoever has no more is behind
                 chosen = [x for x in drawn if x is not None]
                 batch = group.stack(self.method, self.samples, chosen)
-                with events.work(Work("step", batch, numbers[: len(chosen)], gradients, state.optimizer)):
+                work = Work(
+                    "step",
+                    batch,
+                    numbers[: len(chosen)],
+                    gradients=partial(group.gradients, state),
+                    optimizer=state.optimizer,
+                    held=(state.anchor,),
+                    replay=partial(group.differentiate, state, batch),
+                )
+                with events.work(work):
                     state = group.step(state, batch, [len(x) for x in chosen])
             trained, losses, states = group.finish(state)
         with events.phase("rest", round, side="client"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -13,9 +13,6 @@ from flora.events import Listener, Phase, Work
 
 ROUND_PHASES = ("send", "train", "receive", "aggregate", "evaluate")
 """What `Clock.round_seconds` adds up."""
-
-CLIENT_PHASES = ("send", "train", "receive")
-"""What a client does in a round: reads what it is sent, trains, and writes what it sends back."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +61,41 @@ class Clock(Listener):
         self._synchronise = _synchroniser(device)
         self._open: list[Phase] = []
         self._spent: dict[int | None, dict[Phase, float]] = defaultdict(lambda: defaultdict(float))
-        self._steps: dict[int | None, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        self._of_clients: dict[int | None, dict[int, dict[str, float]]] = defaultdict(dict)
+        self._stretch = 0.0
+        self._steps: dict[int, int] = defaultdict(int)
         self._constructed = self._border = clock()
 
     def phase_started(self, phase: Phase) -> None:
         """Charge the time so far to the phase around, if any, and open `phase`."""
         self._charge()
         self._open.append(phase)
+        if _is_training(phase):
+            self._stretch = 0.0
+            self._steps.clear()
 
     def phase_ended(self, phase: Phase) -> None:
         """Charge the time since the last border to `phase` and close it."""
         self._charge()
         self._open.pop()
+        if _is_training(phase):
+            self._share(phase)
 
     def work_started(self, work: Work) -> None:
         """Count a step for each client that takes it."""
-        if work.kind == "step" and self._open:
-            steps = self._steps[self._open[-1].round]
+        if work.kind == "step":
             for client in work.clients:
-                steps[client] += 1
+                self._steps[client] += 1
+
+    def _share(self, phase: Phase) -> None:
+        """Divide what a stretch of training took by the steps that each client took part in.
+
+        That is what they cost in a stack of tensors; a client by itself has all of it.
+        """
+        of_round = self._of_clients[phase.round]
+        for client, count in self._steps.items():
+            spent = of_round.setdefault(client, defaultdict(float))
+            spent["train"] += self._stretch * count / sum(self._steps.values())
 
     def _charge(self) -> None:
         self._synchronise()
@@ -90,6 +103,8 @@ class Clock(Listener):
         if self._open:
             phase = self._open[-1]
             self._spent[phase.round][phase] += now - self._border
+            if _is_training(phase):
+                self._stretch += now - self._border
         self._border = now
 
     def seconds(self, round: int | None, side: Literal["server", "client"] | None = None) -> dict[str, float]:
@@ -152,16 +167,16 @@ class Clock(Listener):
     def client_times(self, round: int) -> list[ClientTime]:
         """What each client of a round spent, in the order of their numbers.
 
-        A group's time is shared out: training by the steps a client took part in, which is what they cost
-        in a stack of tensors; all else evenly.
+        Of a group's training each has the share of the steps it took part in; of what else a group does, an
+        even one.
         """
-        steps = self._steps.get(round, {})
-        own: dict[int, dict[str, float]] = {client: defaultdict(float) for client in sorted(steps)}
+        own = {client: dict(spent) for client, spent in sorted(self._of_clients.get(round, {}).items())}
         for phase, seconds in self._spent.get(round, {}).items():
-            if phase.side != "client" or phase.name not in CLIENT_PHASES or not own:
+            if phase.side != "client" or phase.name not in ("send", "receive"):
                 continue
-            for client, share in _shares(phase, steps).items():
-                own[client][phase.name] += share * seconds
+            for client in own if phase.client is None else {phase.client} & own.keys():
+                share = seconds / len(own) if phase.client is None else seconds
+                own[client][phase.name] = own[client].get(phase.name, 0.0) + share
         return [ClientTime(round, client, **spent) for client, spent in own.items()]
 
     def server_seconds(self, round: int) -> float:
@@ -169,16 +184,20 @@ class Clock(Listener):
         of_server = self.seconds(round, "server")
         return sum(of_server.get(name, 0.0) for name in ("send", "receive", "aggregate"))
 
-    def deployment_seconds(self, round: int) -> float:
-        """What the round would take with the clients side by side: the server, and the slowest client."""
-        slowest = max((x.seconds for x in self.client_times(round)), default=0.0)
-        return self.server_seconds(round) + slowest
+    def slowest_client_seconds(self, round: int) -> float | None:
+        """What the slowest client spent; None where clients worked in groups, as then none was timed."""
+        if self.shares_clients:
+            return None
+        return max((x.seconds for x in self.client_times(round)), default=None)
+
+    def deployment_seconds(self, round: int) -> float | None:
+        """What the round would take with the clients side by side: the server, and the slowest client.
+
+        None where clients worked in groups: what one would take by itself was not measured.
+        """
+        slowest = self.slowest_client_seconds(round)
+        return None if slowest is None else self.server_seconds(round) + slowest
 
 
-def _shares(phase: Phase, steps: Mapping[int, int]) -> dict[int, float]:
-    """Whose a stretch of client time is, as shares of 1."""
-    if phase.client is not None:
-        return {phase.client: 1.0} if phase.client in steps else {}
-    if phase.name == "train":
-        return {client: count / sum(steps.values()) for client, count in steps.items()}
-    return dict.fromkeys(steps, 1 / len(steps))
+def _is_training(phase: Phase) -> bool:
+    return phase.name == "train" and phase.side == "client"

@@ -55,6 +55,7 @@ class Energy(Listener):
     def __init__(self, device: str = "cpu", powercap: Path = POWERCAP) -> None:
         gpu = (lambda: _Board(device)) if device.startswith("cuda") else _no_gpu
         self._meters = {"gpu": _Meter(gpu), "cpu": _Meter(lambda: Packages(powercap))}
+        self._main = self._meters["gpu" if device.startswith("cuda") else "cpu"]
 
     def phase_ended(self, phase: Phase) -> None:
         """Read the counters after a phase outside of rounds."""
@@ -70,9 +71,17 @@ class Energy(Listener):
             meter.take(round)
 
     def joules(self, round: int | None) -> float | None:
-        """Joules in `round` (None: outside of rounds) of GPU and processor, or of the one known, or None."""
-        known = [joules for meter in self._meters.values() if (joules := meter.joules(round)) is not None]
-        return sum(known) if known else None
+        """Joules in `round` (None: outside of rounds) of what the run is on, GPU or processor; or None.
+
+        Not of both together: where the processor's cannot be read, a sum would be of something else.
+        """
+        return self._main.joules(round)
+
+    @property
+    def total_joules(self) -> float | None:
+        """The same, since construction."""
+        self._take(None)
+        return self._main.total_joules
 
     @property
     def totals(self) -> dict[str, dict[str, Any]]:

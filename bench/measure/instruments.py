@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-from torch import Tensor
 
 from bench.measure.clock import Clock
 from bench.measure.energy import Energy
@@ -13,9 +10,10 @@ from bench.measure.load import MachineLoad
 from bench.measure.memory import Memory
 from bench.measure.steps import StepTimes
 from bench.measure.work import WorkMeter
-from flora.events import Listener
+from flora.events import Events, Listener
 
 NO_COUNTS = "compute.compile: what runs inside compiled blocks cannot be seen"
+NOT_BY_SIZE = "a step's operations do not follow from the sizes of its batch"
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,13 @@ class Instruments:
     @classmethod
     def for_run(cls, device: str, compiled: bool) -> Instruments:
         """Start measuring on `device`."""
-        work = None if compiled else WorkMeter()
-        return cls(MachineLoad(), Energy(device), Memory(device), work, StepTimes(device), Clock(device))
+        load, energy, memory, steps = MachineLoad(), Energy(device), Memory(device), StepTimes(device)
+        clock = Clock(device)
+        work = None if compiled else WorkMeter(aside=Events((clock,)))
+        return cls(load, energy, memory, work, steps, clock)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """In order: those that take long listen around those whose time would suffer from it."""
         counting = () if self.work is None else (self.work,)
         return (self.energy, self.memory, *counting, self.steps, self.clock)
-
-    def watch(self, **holders: Callable[[], Iterable[Tensor]]) -> None:
-        """Say from here on which tensors are there before a piece of work begins, by cause."""
-        if self.work is not None:
-            self.work.holders = holders

@@ -13,7 +13,8 @@ def aggregation_error(products: Sequence[tuple[Tensor, Tensor]], weights: Sequen
 
     With factors centred on their means, the difference is itself a mean of products,
     `mean((B - mean(B)) (A - mean(A)))`, so that nothing cancels. And the norm of a sum of products follows
-    from the factors side by side, by `||L R||^2 = sum((L' L) * (R R'))`: no matrix of a layer's size is made.
+    from the factors side by side, by `||L R||^2 = sum((L' L) * (R R'))`; where these are more than the layer
+    is wide, the sum itself is smaller.
 
     Args:
         products: for each, the left factors (clients, out, rank) and the right ones (clients, rank, in).
@@ -36,5 +37,7 @@ def _squared_norm(left: Tensor, right: Tensor) -> float:
     """Squared Frobenius norm of the sum of left @ right over the clients."""
     beside = left.transpose(0, 1).flatten(1)
     below = right.flatten(0, 1)
+    if len(below) > min(len(beside), below.shape[1]):
+        return float((beside @ below).square_().sum())
     # a hair below zero, by rounding, where products cancel
     return max(0.0, float(((beside.T @ beside) * (below @ below.T)).sum()))

@@ -24,6 +24,7 @@ class StepTimes(Listener):
     """
 
     def __init__(self, device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> None:
+        self._device = device
         self._cuda = device.startswith("cuda")
         self._clock = clock
         self._started: Any = None
@@ -36,7 +37,7 @@ class StepTimes(Listener):
         import torch
 
         mark = torch.cuda.Event(enable_timing=True)
-        mark.record()
+        mark.record(torch.cuda.current_stream(self._device))
         return mark
 
     def work_started(self, work: Work) -> None:

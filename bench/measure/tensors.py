@@ -239,5 +239,5 @@ def _is_composite(func: OpOverload) -> bool:
 def _shape(value: Any) -> Any:
     """Give what a formula sees of an argument, as the key of a mapping."""
     if isinstance(value, Tensor):
-        return value.shape
+        return value.shape, value.dtype
     return tuple(map(_shape, value)) if isinstance(value, tuple | list) else value

@@ -153,22 +153,25 @@ class Traffic(Listener):
         """The same, each way."""
         return {way: size for way, (size, _) in self._largest.items()}
 
-    def invariant(self) -> dict[str, Any]:
-        """Say whether every payload so far was of the size the formulas give, with the figures.
+    def invariants(self) -> dict[str, dict[str, Any]]:
+        """Say whether every payload so far was of the size the formulas give, with the figures; none if none.
 
-        `tensor_bytes` and `header_bytes` are of the largest payload, the latter None if none passed;
+        `tensor_bytes` and `header_bytes` are of the largest payload;
         `tensor_bytes_up` and `tensor_bytes_down` are the closed forms.
         """
+        if not len(self._ledger):
+            return {}
         size, header = max(self._largest.values())
         closed = {f"tensor_bytes_{way}": self._tensor_bytes[way] for way in ("up", "down")}
-        return {
+        found = {
             "holds": self._mismatch is None,
-            "tensor_bytes": size - header if size else max(closed.values()),
+            "tensor_bytes": size - header,
             **closed,
-            "header_bytes": header if size else None,
+            "header_bytes": header,
             "payloads": len(self._ledger),
             **({} if self._mismatch is None else {"reason": self._mismatch}),
         }
+        return {"payload_closed_form": found}
 
 
 def needed_once_bytes(method: Method) -> int:

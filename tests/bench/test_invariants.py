@@ -493,16 +493,16 @@ def pixels(*numbers):
 
 
 def test_a_test_image_placed_in_a_client_is_found():
-    assert images.test_images_in_training(pixels(1, 2, 3), pixels(4, 5)) == 0
-    assert images.test_images_in_training(pixels(1, 2, 5), pixels(4, 5, 5)) == 2
+    assert images.leaked_images(pixels(1, 2, 3), pixels(4, 5)) == 0
+    assert images.leaked_images(pixels(1, 2, 5), pixels(4, 5, 5)) == 2
     one_client = pixels(1, 2, 3, 4).select(torch.tensor([0, 2]))
-    assert images.test_images_in_training(one_client, pixels(4, 3)) == 1
+    assert images.leaked_images(one_client, pixels(4, 3)) == 1
 
 
 def test_joined_sets_and_images_made_when_asked_for_are_looked_into():
     joined = JoinedImages([pixels(1, 2).images.images, pixels(3).images.images])
     train = Samples(Pixels(joined, None, torch.float32), torch.zeros(3, dtype=torch.int64))
-    assert images.test_images_in_training(train, pixels(3, 4)) == 1
+    assert images.leaked_images(train, pixels(3, 4)) == 1
     made = load_task("synthetic:2x8x4", None)
     assert made.train.images.content(0) == made.train.images.content(0) != made.train.images.content(1)
 
@@ -520,16 +520,16 @@ def test_a_copy_of_a_file_under_another_name_is_found(tmp_path):
         Samples(Pixels(part.images, None, torch.float32), torch.from_numpy(part.labels))
         for part in (task.train, task.test)
     )
-    assert images.test_images_in_training(train, test) == 1
+    assert images.leaked_images(train, test) == 1
 
 
 def test_rows_of_features_are_compared_by_their_numbers():
     rows = torch.arange(20.0).view(5, 4)
     train, test = (Samples(Kept(x), torch.zeros(len(x), dtype=torch.int64)) for x in (rows[:3], rows[2:]))
-    assert images.test_images_in_training(train, test) == 1
+    assert images.leaked_images(train, test) == 1
 
 
 def test_decoded_and_other_images_cannot_be_compared():
     decoded = Samples(Kept(torch.zeros(1, 3, 8, 8)), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="both be decoded"):
-        images.test_images_in_training(decoded, pixels(1))
+        images.leaked_images(decoded, pixels(1))

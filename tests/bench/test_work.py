@@ -12,7 +12,7 @@ from bench.catalogue import method_modules
 from bench.config import RunConfig
 from bench.measure.tensors import Counter
 from bench.measure.work import Polynomial, WorkMeter
-from bench.run import run_cell
+from bench.run import Cell, run_cell
 from flora.events import Events, Listener, RoundRecord, Work
 
 TRAINED = [name for name in method_modules() if name != zero_shot.ZeroShotOptions().name]
@@ -50,36 +50,40 @@ def config(**fields):
     ("method", "together"), [*((name, 1) for name in TRAINED), ("flora", 3), ("prompt_tuning", 3)]
 )
 def test_what_is_not_counted_follows_exactly_from_what_is(method, together):
-    everything, meter = Everything(), WorkMeter()
-    cell = config(method=method, clients_per_batch=together)
-    run_cell(cell, [everything])
-    run_cell(cell, [meter])
-    assert meter.flops_by_phase["train"] == everything.flops["step"] > 0
-    in_evaluation = everything.flops["classify"] + everything.flops["classifier"]
-    assert meter.flops_by_phase["evaluate"] + meter.flops_by_phase["zero_shot"] == in_evaluation
+    cell, everything = config(method=method, clients_per_batch=together), Everything()
+    events = Events((everything,))
+    for _ in Cell.prepared(cell, None, events).training(events).rounds(cell.rounds):
+        pass
+    result = run_cell(cell)
+    assert result["environment"]["counts_reason"] is None
+    assert result["flops"]["train"] == everything.flops["step"] > 0
+    counted = sum(result["flops"].get(name, 0) for name in ("prepare", "evaluate", "zero_shot"))
+    assert counted == everything.flops["classify"] + everything.flops["classifier"]
 
 
 def test_two_runs_count_the_same():
-    one, other = WorkMeter(), WorkMeter()
-    for meter in (one, other):
-        run_cell(config(method="flora"), [meter])
-    assert one.flops_by_phase == other.flops_by_phase
-    assert one.peak_by_phase == other.peak_by_phase
-    assert one.peak_by_cause == other.peak_by_cause
+    one, other = (run_cell(config(method="flora")) for _ in range(2))
+    for part in ("flops", "memory"):
+        assert one[part] == other[part]
 
 
 def test_a_step_of_a_linear_probe_takes_what_its_formula_gives():
-    meter = WorkMeter()
-    result = run_cell(config(method="linear_probe", clients_per_batch=1), [meter])
+    result = run_cell(config(method="linear_probe", clients_per_batch=1))
     seen = sum(record["samples_seen"] for record in result["rounds"])
     width, classes = 128, 10
     # forward, and the gradient of the weights; none is wanted of the features
-    assert meter.flops_by_phase["train"] == seen * 2 * (2 * width * classes)
+    assert result["flops"]["train"] == seen * 2 * (2 * width * classes)
 
 
-def test_the_causes_add_up_to_the_peak_and_parameters_are_all_there():
-    meter = WorkMeter()
-    result = run_cell(config(method="full_finetune"), [meter])
+@pytest.mark.parametrize("method", ["linear_probe", "flora"])
+def test_the_causes_add_up_to_the_peak(method):
+    result = run_cell(config(method=method))
+    by_cause, by_phase = (result["memory"][part].values() for part in ("by_cause", "by_phase"))
+    assert sum(by_cause) == result["summary"]["peak_tensor_bytes"] == max(by_phase)
+
+
+def test_parameters_and_moments_are_all_there():
+    result = run_cell(config(method="full_finetune"))
     summary, memory = result["summary"], result["memory"]
     assert (
         sum(memory["by_cause"].values()) == summary["peak_tensor_bytes"] == max(memory["by_phase"].values())
@@ -90,6 +94,46 @@ def test_the_causes_add_up_to_the_peak_and_parameters_are_all_there():
         2 * trained <= memory["by_cause"]["optimizer_state"] <= 2 * trained + 8 * 1000
     )  # two moments, counts
     assert memory["by_cause"]["activations"] > 0
+
+
+def test_a_step_that_tries_again_is_counted_each_time():
+    meter = WorkMeter()
+    result = run_cell(
+        config(method="linear_probe", clients_per_batch=1, model={"name": "tiny", "dtype": "float16"})
+    )
+    assert result["summary"]["train_flops"] > 0
+    meter.watch({}, every_step=True)
+    assert not meter._known("step", (1, 1, 0, 0, 0, 0, 0))
+
+
+def test_what_ran_before_and_how_clients_are_grouped_change_no_count(tmp_path):
+    def counts(**fields):
+        result = run_cell(config(**fields))
+        return result["flops"], result["memory"]
+
+    probe = {"method": "attention_adapter", "split": "iid"}
+    before = counts(**probe)
+    counts(method={"name": "flora", "places": ["vision.out"]})
+    assert counts(**probe) == before
+    together = counts(**probe, clients=5)[0]["evaluate"]
+    assert together == counts(**probe, clients=5, clients_per_batch=1)[0]["evaluate"]
+
+
+def test_equal_clients_see_the_servers_mean_too():
+    fields = {
+        "method": {"name": "full_finetune", "loss": "cross_entropy"},
+        "split": "iid",
+        "clients_per_batch": 1,
+    }
+    result = run_cell(config(**fields, data={"max_train": 48, "max_test": 20}))
+    trained = 4 * result["summary"]["trainable_parameters"]
+    assert result["memory"]["by_cause"]["buffers"] >= 2 * trained
+
+
+def test_a_step_is_not_timed_while_it_is_counted():
+    result = run_cell(config(method="linear_probe", clients_per_batch=1))
+    assert result["rounds"][1]["seconds"]["count"] > 0
+    assert result["summary"]["check_seconds"] >= result["rounds"][1]["seconds"]["count"]
 
 
 def test_64_mb_held_in_evaluation_show_there_and_nowhere_else(monkeypatch):
