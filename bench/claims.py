@@ -6,7 +6,8 @@ setting is another: a smaller model, one data set, this machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,51 +84,63 @@ def findings(costs: DataFrame, accuracies: DataFrame) -> list[Finding]:
         _time(costs),
         _memory(costs),
         _bytes(costs),
-        *(_accuracy(accuracies, name, says, of) for name, says, of in _SETTINGS),
-        Finding(
+        *(_accuracy(accuracies, *setting) for setting in _SETTINGS),
+        _untested(
             "paper-data",
             "accuracies and costs on the paper's own models and data sets",
             "none",
-            "nothing",
-            {},
-            "cannot be tested here",
             NOT_PUBLISHED,
         ),
     ]
 
 
-def _all_data(split: str) -> Callable[[DataFrame], DataFrame]:
-    return lambda runs: runs[(runs["split"] == split) & runs["shots"].isna()]
-
-
-_SETTINGS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
-    ("accuracy-iid", "FLoRA is at or above each baseline on IID data", _all_data("iid")),
-    ("accuracy-dirichlet", "FLoRA is at or above each baseline on Dirichlet data", _all_data("dirichlet")),
+# Name, what is said, splits, and whether with few shots.
+_SETTINGS: tuple[tuple[str, str, tuple[str, ...], bool], ...] = (
+    ("accuracy-iid", "FLoRA is at or above each baseline on IID data", ("iid",), False),
+    ("accuracy-dirichlet", "FLoRA is at or above each baseline on Dirichlet data", ("dirichlet",), False),
     (
         "accuracy-pathological",
         "FLoRA is at or above each baseline where clients share no classes",
-        _all_data("pathological"),
+        ("pathological",),
+        False,
     ),
     (
         "accuracy-few-shot",
         "FLoRA is at or above each baseline with few shots",
-        lambda runs: runs[runs["shots"].notna()],
+        ("iid", "dirichlet", "pathological"),
+        True,
     ),
 )
 
 
+def _untested(claim: str, says: str, setting: str, why: str) -> Finding:
+    return Finding(claim, says, setting, "nothing", {}, "cannot be tested here", why)
+
+
 def _ratio(costs: DataFrame, column: str, acceleration: str) -> float:
     """How many times more full fine-tuning takes than FLoRA, run alike; NaN where it was not measured."""
-    alike = costs[costs["acceleration"] == acceleration].set_index("method")[column]
-    return float(alike["full_finetune"] / alike["flora"])
+    import pandas as pd
+
+    if column not in costs:
+        return math.nan
+    alike = pd.to_numeric(costs[costs["acceleration"] == acceleration].set_index("method")[column])
+    full, flora = (float(alike.get(method, math.nan)) for method in ("full_finetune", "flora"))
+    return full / flora if flora > 0 else math.nan
+
+
+def _not_measured(column: str) -> str:
+    return f"{column} was not measured of both methods, as deployed and with frozen features kept"
 
 
 def _time(costs: DataFrame) -> Finding:
     deployed, accelerated = (_ratio(costs, "train_seconds", mode) for mode in ("none", "exact"))
+    says = f"training is up to {SPEEDUP} times faster than full fine-tuning"
+    if math.isnan(deployed + accelerated):
+        return _untested("training-time", says, COST_SETTING, _not_measured("train_seconds"))
     verdict = _verdict(deployed >= SPEEDUP, max(deployed, accelerated) > 1)
     return Finding(
         "training-time",
-        f"training is up to {SPEEDUP} times faster than full fine-tuning",
+        says,
         COST_SETTING,
         f"{deployed:.1f} times faster as deployed, {accelerated:.1f} times with frozen features kept",
         {"claimed": SPEEDUP, "as_deployed": deployed, "accelerated": accelerated},
@@ -138,15 +151,19 @@ def _time(costs: DataFrame) -> Finding:
 
 
 def _memory(costs: DataFrame) -> Finding:
-    on_gpu = bool(costs["peak_gpu_memory_bytes"].notna().all())
+    on_gpu = "peak_gpu_memory_bytes" in costs and bool(costs["peak_gpu_memory_bytes"].notna().all())
     column = "peak_gpu_memory_bytes" if on_gpu else "peak_memory_bytes"
     deployed, accelerated = (_ratio(costs, column, mode) for mode in ("none", "exact"))
     tensors = _ratio(costs, "peak_tensor_bytes", "none")
+    says = f"training takes {MEMORY_RATIO} times less memory than full fine-tuning"
+    if math.isnan(deployed + accelerated + tensors):
+        why = _not_measured("peak_tensor_bytes" if math.isnan(tensors) else column)
+        return _untested("memory", says, COST_SETTING, why)
     verdict = _verdict(deployed >= MEMORY_RATIO, deployed > 1)
     what = "on the GPU" if on_gpu else "of the process"
     return Finding(
         "memory",
-        f"training takes {MEMORY_RATIO} times less memory than full fine-tuning",
+        says,
         COST_SETTING,
         f"peak {what} {deployed:.2f} times less as deployed ({accelerated:.2f} with frozen features kept); "
         f"live tensors {tensors:.2f} times less",
@@ -164,9 +181,12 @@ def _memory(costs: DataFrame) -> Finding:
 
 def _bytes(costs: DataFrame) -> Finding:
     ratio = _ratio(costs, "payload_bytes", "exact")
+    says = "clients send a small part of what full fine-tuning sends"
+    if math.isnan(ratio):
+        return _untested("bytes", says, COST_SETTING, _not_measured("payload_bytes"))
     return Finding(
         "bytes",
-        "clients send a small part of what full fine-tuning sends",
+        says,
         COST_SETTING,
         f"a payload is {ratio:,.0f} times smaller",
         {"ratio": ratio},
@@ -175,40 +195,62 @@ def _bytes(costs: DataFrame) -> Finding:
     )
 
 
-def _accuracy(accuracies: DataFrame, name: str, says: str, of: Callable[[Any], Any]) -> Finding:
+def _accuracy(accuracies: DataFrame, name: str, says: str, splits: Sequence[str], few_shots: bool) -> Finding:
     """Hold FLoRA against each baseline over the same seeds and splits."""
+    asked = accuracies["split"].isin(splits) & (accuracies["shots"].notna() == few_shots)
+    figures = _differences(accuracies[asked & accuracies["method"].isin(["flora", *BASELINES])])
+    wanted = len(splits) * len(BASELINES)
+    if len(figures) < wanted:
+        why = f"of {wanted} comparisons with a baseline there are runs of both for {len(figures)}"
+        return _untested(name, says, ACCURACY_SETTING, why)
+    negative = [x for x in figures if x["difference_points"] < 0]
+    counts = {standing: sum(x["standing"] == standing for x in figures) for standing in ("above", "below")}
+    told = "; ".join(
+        f"{_signed(x['difference_points'])} ± {_half_width(x)} against {x['baseline']}"
+        f"{' (' + x['split'] + ')' if few_shots else ''}"
+        for x in figures
+    )
+    settled = sum(counts.values())
+    return Finding(
+        name,
+        says,
+        ACCURACY_SETTING,
+        f"points of accuracy: {told}; of {len(figures)} differences {settled} are settled "
+        f"({counts['above']} above, {counts['below']} below), {len(figures) - settled} are not",
+        {"differences": figures},
+        _verdict(not negative, len(negative) < len(figures) or not counts["below"]),
+        "holds if no mean difference over the paired seeds is negative; does not hold if all are, and at "
+        "least one is settled: its 95 % interval lies below zero; partly otherwise",
+    )
+
+
+def _differences(runs: DataFrame) -> list[dict[str, Any]]:
+    """Subtract each baseline's accuracy from FLoRA's, and say on which side of zero the interval lies."""
     from bench.report.statistics import paired_differences
 
-    runs = of(accuracies)
-    pairs: Any = paired_differences(runs[runs["method"].isin(["flora", *BASELINES])], reference="flora")
-    figures: list[dict[str, Any]] = [
+    if not (runs["method"] == "flora").any():
+        return []
+    pairs: Any = paired_differences(runs, reference="flora")
+    return [
         {
             "baseline": str(row.other_label),
             "split": str(row.split_label),
             "n": int(row.n),
             "difference_points": 100 * row.mean,
-            "half_width": 100 * row.half_width,
+            "half_width": None if math.isnan(row.half_width) else 100 * row.half_width,
+            "standing": _standing(row.mean, row.half_width),
         }
         for row in pairs.itertuples()
     ]
-    below = [x for x in figures if x["difference_points"] < 0]
-    open_ = [x for x in figures if not abs(x["difference_points"]) > x["half_width"]]
-    told = "; ".join(
-        f"{_signed(x['difference_points'])} ± {x['half_width']:.1f} against {x['baseline']}"
-        f"{'' if name != 'accuracy-few-shot' else ' (' + x['split'] + ')'}"
-        for x in figures
-    )
-    verdict = _verdict(not below, len(below) < len(figures))
-    return Finding(
-        name,
-        says,
-        ACCURACY_SETTING,
-        f"points of accuracy: {told}",
-        {"differences": figures},
-        verdict,
-        "holds if no mean difference over the paired seeds is negative, partly if some are not; "
-        f"of {len(figures)}, {len(open_)} have a 95 % interval that spans zero and are not settled",
-    )
+
+
+def _standing(mean: float, half_width: float) -> str:
+    """Say where the interval lies; of one seed there is none."""
+    return "above" if mean - half_width > 0 else "below" if mean + half_width < 0 else "not settled"
+
+
+def _half_width(figure: Mapping[str, Any]) -> str:
+    return "–" if figure["half_width"] is None else f"{figure['half_width']:.1f}"
 
 
 def _signed(points: float) -> str:

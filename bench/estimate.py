@@ -241,13 +241,20 @@ def estimate(config: RunConfig, *, samples: Sequence[int] | None = None) -> Esti
 
 
 def largest_batch(config: RunConfig, memory_bytes: int) -> int:
-    """Find the largest batch whose step's tensors take no more than so many bytes; 0 if none does.
+    """Find the largest batch with which a run's tensors take no more than so many bytes; 0 if none does.
+
+    Counted as `estimate` does, with features, evaluation and what is held; batches have all classes they can.
 
     Raises:
         BadInput: as `estimate`; or the model's steps cannot be counted.
     """
     task = _task(config, None)
     built = _built(*_key(config, task))
+    held = _held_bytes(built, task, _servers(config, task, built.method))
+    tested = None if task.test is None else _evaluation(built, task.test)
+    if sum(_peak_by_cause(Work(), tested, _features(built, task), held).values()) > memory_bytes:
+        return 0
+    room = memory_bytes - held
     counted: dict[int, int] = {}
 
     def peak(size: int) -> int:
@@ -255,16 +262,16 @@ def largest_batch(config: RunConfig, memory_bytes: int) -> int:
             counted[size] = _step(built, config.training, size, _classes(size, task), True).peak_bytes
         return counted[size]
 
-    if peak(1) > memory_bytes:
+    if peak(1) > room:
         return 0
     fits, too_large, guess = 1, LARGEST_BATCH + 1, FIRST_GUESS
     while len(counted) < COUNTS and too_large - fits > 1:
-        if peak(guess) <= memory_bytes:
+        if peak(guess) <= room:
             fits = guess
         else:
             too_large = guess
         halve = len(counted) > COUNTS // 2  # no line, it seems
-        line = (fits * too_large) ** 0.5 if halve else _on_line(counted, memory_bytes)
+        line = (fits * too_large) ** 0.5 if halve else _on_line(counted, room)
         guess = int(min(max(line, fits + 1), too_large - 1))
     return fits
 
@@ -349,7 +356,6 @@ def _key(config: RunConfig, task: _Task) -> tuple[str, str, str, str, tuple[str,
     )
 
 
-@lru_cache(maxsize=8)
 def _built(
     model: str,
     dtype: str,
@@ -359,6 +365,23 @@ def _built(
     texts: tuple[str, ...],
     train: int,
 ) -> _Built:
+    method, mode = _method(model, dtype, options, acceleration, names, texts)
+    size = method.clip.vision.image_size
+    inputs = (3, *(size if isinstance(size, tuple | list) else (size, size)))
+    stage, row = _training_stage(method, mode, inputs, train)
+    return _Built(method, mode, inputs, stage, row)
+
+
+@lru_cache(maxsize=8)
+def _method(
+    model: str,
+    dtype: str,
+    options: str,
+    acceleration: Any,
+    names: tuple[str, ...],
+    texts: tuple[str, ...],
+) -> tuple[Method, FakeTensorMode]:
+    """Build a method; splits of one task share it, and with it the counts of equal pieces of work."""
     values = {"model": {"name": model, "dtype": dtype}, "method": json.loads(options)}
     config = RunConfig.read({**values, "acceleration": acceleration, "device": "cpu"})
     mode = _mode()
@@ -368,10 +391,7 @@ def _built(
         cls = load_method(config.method.name)
         method = cls(loaded.clip, prompts, config.method, torch.Generator().manual_seed(0), acceleration)
     method.clip.shrink_frozen()
-    size = loaded.clip.vision.image_size
-    inputs = (3, *(size if isinstance(size, tuple | list) else (size, size)))
-    stage, row = _training_stage(method, mode, inputs, train)
-    return _Built(method, mode, inputs, stage, row)
+    return method, mode
 
 
 def _mode() -> FakeTensorMode:
@@ -424,27 +444,21 @@ def _counted(config: RunConfig, task: _Task, built: _Built) -> Estimate:
     full = steps.full
     evaluations = config.rounds + 1 if method.trainable else 1
     tested = None if task.test is None else _evaluation(built, task.test)
-    feature_batches = _feature_batches(built, task)
-    features = Work()
-    for batch, count in feature_batches:
-        features = _added(features, batch, count)
+    features = _features(built, task)
     images = None if task.test is None else task.train + task.test
     kept = built.stage != 0
     per_image = _feature_batch(built, built.stage).flops // AT_ONCE if kept else 0
     rounds = config.rounds if method.trainable else 0
     up, down = _payload_bytes(config, method) if rounds else (0, 0)
     passes = steps.messages if config.mode == "federated" else 0
-    held = _held_bytes(built, task, steps.servers)
-    later = max((full, tested or Work()), key=lambda work: work.peak_bytes)
-    by_cause = {**later.peak_by_cause, "buffers": later.peak_by_cause["buffers"] + held}
-    if features.peak_bytes > sum(by_cause.values()):
-        by_cause = dict(features.peak_by_cause)
+    held = _held_bytes(built, task, _servers(config, task, method))
+    by_cause = _peak_by_cause(full, tested, features, held)
     train_flops = steps.flops if task.known else None
     return Estimate(
         model=config.model.name,
         method=config.method.name,
         how=FAKE,
-        notes=task.notes,
+        notes=(*task.notes, *steps.notes),
         trainable_parameters=sum(p.numel() for p in method.trainable.values()),
         parameters=sum(p.numel() for p in method.parameters()),
         payload_bytes=max(up, down),
@@ -480,6 +494,21 @@ def _payload_bytes(config: RunConfig, method: Method) -> tuple[int, int]:
     return codec.payload_bytes("up", method.trainable), codec.payload_bytes("down", method.trainable)
 
 
+def _peak_by_cause(step: Work, tested: Work | None, features: Work, held: int) -> dict[str, int]:
+    """Give a run's peak: of a step or an evaluation beside what is held, or of features, made before that."""
+    later = max((step, tested or Work()), key=lambda work: work.peak_bytes)
+    if features.peak_bytes > later.peak_bytes + held:
+        return dict(features.peak_by_cause)
+    return {**later.peak_by_cause, "buffers": later.peak_by_cause["buffers"] + held}
+
+
+def _servers(config: RunConfig, task: _Task, method: Method) -> int:
+    """Count the copies of the trainable tensors that the server holds while a client trains."""
+    if config.mode != "federated" or not method.trainable:
+        return 0
+    return 1 + (len(participants(len(task.shares), config.participation, config.seed.participation, 1)) > 1)
+
+
 def _held_bytes(built: _Built, task: _Task, servers: int) -> int:
     """Size of what is there all the time: features, labels and the server's copies of what trains."""
     images = task.train + (task.test or 0)
@@ -497,7 +526,7 @@ class _Steps:
         count: how many there are.
         flops: of all.
         messages: that pass each way.
-        servers: copies of the trainable tensors that the server holds while a client trains.
+        notes: on totals that only a part was counted of.
     """
 
     def __init__(self, config: RunConfig, task: _Task, built: _Built) -> None:
@@ -505,7 +534,7 @@ class _Steps:
         method = built.method
         self.full = Work()
         self.count = self.flops = self.messages = 0
-        self.servers = 0
+        self.notes: list[str] = []
         if not method.trainable:
             return
         in_round = [
@@ -529,8 +558,16 @@ class _Steps:
         self.messages = sum(map(len, in_round))
         self.count = round(sum(of_client[number][0] for chosen in in_round for number in chosen))
         self.flops = round(sum(of_client[number][1] for chosen in in_round for number in chosen))
-        several = any(len(chosen) > 1 for chosen in in_round)
-        self.servers = (1 + several) if config.mode == "federated" else 0
+        if len(numbers) > len(self._drawn):
+            self.notes.append(
+                f"steps and FLOPs of {len(self._drawn)} of {len(numbers)} clients were counted; "
+                "the others have the mean of these by sample"
+            )
+        if self._rounds < config.rounds and method.needs_texts:
+            self.notes.append(
+                f"prompts were chosen for {self._rounds} of {config.rounds} rounds; FLOPs of the others are "
+                "the mean of these"
+            )
 
     def _of_clients(self, numbers: Sequence[int]) -> dict[int, tuple[float, float]]:
         """Give each client's steps and FLOPs in a round; of clients not looked at by their samples."""
@@ -629,6 +666,14 @@ def _evaluation(built: _Built, test: int) -> Work:
     return _added(_work(of_classifier), _work(of_batch), test / size)
 
 
+def _features(built: _Built, task: _Task) -> Work:
+    """Count the computing of all features."""
+    features = Work()
+    for batch, count in _feature_batches(built, task):
+        features = _added(features, batch, count)
+    return features
+
+
 def _feature_batches(built: _Built, task: _Task) -> list[tuple[Work, int]]:
     """Give the batches that frozen stages of the image tower see, and how many of each."""
     if not built.method.exact:
@@ -646,7 +691,8 @@ def _feature_batch(built: _Built, stage: int) -> Work:
     clip = built.method.clip
     with built.mode:
         images = torch.empty(AT_ONCE, *built.inputs, dtype=clip.logit_scale.dtype)
-    with torch.no_grad(), clip.autocast(), Counter({"parameters": clip.parameters()}) as counter:
+    held = {"parameters": clip.parameters(), "buffers": [images]}
+    with torch.no_grad(), clip.autocast(), Counter(held) as counter:
         clip.run_image_stages(images, slice(0, stage))
     return _work(counter)
 
@@ -697,7 +743,8 @@ def _by_formulas(config: RunConfig, task: _Task, reason: str, method: Method | N
     item = torch.float64.itemsize if config.model.dtype == "float64" else torch.float32.itemsize
     rounds = config.rounds if trainable else 0
     in_round = len(participants(len(task.shares), config.participation, config.seed.participation, 1))
-    passes = in_round * rounds if config.mode == "federated" else 0
+    in_round = in_round if config.mode == "federated" else 0
+    passes = in_round * rounds
     up = down = None if trainable is None else trainable * item
     if method is not None:
         up, down = _payload_bytes(config, method)

@@ -8,6 +8,7 @@ stored run, whose clients all reported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,9 @@ def _profile(values: Mapping[str, Any], text: str) -> Profile:
     if unknown := [field for field in given if field not in Profile.model_fields]:
         valid = [*_SHORT, *Profile.model_fields]
         raise BadInput(f"--profile {text}: there is no field {unknown[0]!r}{nearest(unknown[0], valid)}")
+    for field, value in given.items():
+        if isinstance(value, bool):  # YAML takes yes, no, on and off for truth values
+            raise BadInput(f"--profile {text}: {field}: {value} must be a number, not a truth value")
     if known is not None and given.keys() > {"name"}:
         given = {**known.model_dump(), **given, "name": text}
     try:
@@ -167,6 +171,81 @@ def server_seconds(record: Mapping[str, Any]) -> float:
     if kept is None:
         kept = {"aggregate": record.get("seconds", {}).get("aggregate")}
     return sum(seconds or 0.0 for phase, seconds in kept.items() if phase != "evaluate")
+
+
+_SECONDS = ("send_seconds", "train_seconds", "receive_seconds")
+
+
+def check_stored(
+    path: Path | str, rounds: Sequence[Mapping[str, Any]], clients: DataFrame, ledger: DataFrame
+) -> None:
+    """Refuse what was stored of a run if no time can come of it.
+
+    Args:
+        path: of its `run.json`, which the tables lie beside.
+        rounds: as `replay` takes them.
+        clients: likewise.
+        ledger: likewise.
+
+    Raises:
+        BadInput: a column is missing, or a number is negative or not finite; the file is named.
+    """
+    for record in rounds:
+        kept = record.get("server_seconds") or {}
+        if not isinstance(kept, Mapping) or not all(map(_is_time, kept.values())):
+            raise BadInput(
+                f"{path}: server_seconds of round {record['round']} must be numbers of at least 0; "
+                "run its cell again"
+            )
+    _check_table(Path(path).with_name("clients.csv"), clients, ("round", "client"), _SECONDS)
+    optional = ("wire_bytes",) if "wire_bytes" in ledger else ()
+    _check_table(
+        Path(path).with_name("ledger.csv"),
+        ledger,
+        ("round", "client", "payload_bytes"),
+        optional,
+        ("direction",),
+    )
+
+
+def _is_time(seconds: object) -> bool:
+    """Whether it is missing, or finite and not negative."""
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return seconds is None or (number and 0 <= seconds < math.inf)  # type: ignore[operator]
+
+
+def _check_table(
+    file: Path,
+    table: DataFrame,
+    needed: Sequence[str],
+    may_lack: Sequence[str],
+    words: Sequence[str] = (),
+) -> None:
+    """Refuse a table without the columns, or with numbers that are negative or not finite.
+
+    Args:
+        file: it was read from.
+        table: of no rows, it needs no columns.
+        needed: columns of numbers, each with one in every row.
+        may_lack: columns of numbers with none in rows where it was not measured.
+        words: other columns.
+    """
+    import numpy as np
+    import pandas as pd
+
+    if not len(table):
+        return
+    for name in (*needed, *may_lack, *words):
+        if name not in table:
+            raise BadInput(f"{file}: has no column {name!r}; run its cell again")
+        if name in words:
+            continue
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        missing = table[name].isna() if name in may_lack else False
+        sound = (numbers >= 0) & np.isfinite(numbers)
+        if not (sound | missing).all():
+            value = table[name][~(sound | missing)].iloc[0]
+            raise BadInput(f"{file}: {name} {value} must be a number of at least 0; run its cell again")
 
 
 @dataclass(frozen=True)
@@ -276,7 +355,7 @@ def _population(
         raise BadInput(f"clients: {clients_total} must be at least 1")
     elif participants is not None and not 1 <= participants <= clients_total:
         raise BadInput(f"participants: {participants} must be from 1 to the {clients_total} clients")
-    if deadline is not None and not deadline > 0:
+    if deadline is not None and not 0 < deadline < math.inf:
         raise BadInput(f"deadline: {deadline:g} must be a number of seconds above 0")
     return clients_total or measured.n_clients
 
@@ -287,7 +366,7 @@ def _measured(clients: DataFrame, ledger: DataFrame, profile: Profile) -> _Measu
     if not len(clients):
         raise BadInput("clients: the run has no client's time, so there is nothing to replay")
     down, up = (_bytes(ledger, clients, direction) for direction in ("down", "up"))
-    works = clients[["send_seconds", "train_seconds", "receive_seconds"]].fillna(0.0)
+    works = clients[list(_SECONDS)].fillna(0.0)
     distinct, positions = np.unique(clients["client"], return_inverse=True)
     return _Measured(
         rounds=clients["round"].to_numpy(),

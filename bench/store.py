@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -256,7 +257,20 @@ def load_predictions(results_dir: Path | str) -> dict[str, dict[str, Any]]:
         raise BadInput(f"{file}: holds no predictions ({error}); remove it") from error
     if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
         raise BadInput(f"{file}: holds no predictions by configuration; remove it")
+    for key, values in found.items():
+        for name, value in values.items():
+            if not _is_amount(value):
+                raise BadInput(
+                    f"{file}: {key}: {name} {str(value)[:60]!r} must be a number of at least 0, or null; "
+                    "remove it"
+                )
     return found
+
+
+def _is_amount(value: object) -> bool:
+    """Whether it is missing, or finite and not negative."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and 0 <= value <= sys.float_info.max)  # type: ignore[operator]
 
 
 def save_predictions(results_dir: Path | str, predictions: Mapping[str, Mapping[str, Any]]) -> Path:

@@ -21,7 +21,8 @@ class Study:
 
     Attributes:
         base: the cell at its first seed.
-        cells: by stream, and by `TOGETHER`, one cell a seed; the first of each is `base`.
+        cells: by stream, and by `TOGETHER`, one cell a seed; the first of each is `base`, and the only one of
+            a stream that cannot matter.
     """
 
     base: RunConfig
@@ -38,6 +39,7 @@ class Spread:
         mean: accuracy, 0 to 1; NaN without any.
         deviation: standard deviation (n - 1) over the seeds, 0 to 1; NaN for fewer than two.
         low, high: its 95 % chi-square interval.
+        matters: whether it can do anything; if not, only the base is looked at and the deviation is 0.
     """
 
     stream: str
@@ -46,6 +48,7 @@ class Spread:
     deviation: float
     low: float
     high: float
+    matters: bool = True
 
     @property
     def variance(self) -> float:
@@ -57,7 +60,7 @@ def studies(cells: Iterable[RunConfig], n_seeds: int) -> list[Study]:
     """Lay seeds over a matrix: for each of its cells, seeds aside, vary each stream alone and all together.
 
     The first seed that the matrix gives a cell is its base. A varied stream takes the seeds from its base's
-    on, one after another; the others stay at the base.
+    on, one after another; the others stay at the base. A stream that cannot matter is not varied alone.
 
     Args:
         cells: of the matrix.
@@ -77,9 +80,23 @@ def studies(cells: Iterable[RunConfig], n_seeds: int) -> list[Study]:
 def _varied(base: RunConfig, n_seeds: int) -> Iterator[tuple[str, tuple[RunConfig, ...]]]:
     seeds = base.seed.model_dump()
     for stream in (*STREAMS, TOGETHER):
+        if not can_matter(base, stream):
+            yield stream, (base,)
+            continue
         moving = STREAMS if stream == TOGETHER else (stream,)
         moved = (seeds | {name: seeds[name] + step for name in moving} for step in range(n_seeds))
         yield stream, tuple(base.model_copy(update={"seed": Seeds(**each)}) for each in moved)
+
+
+def can_matter(config: RunConfig, stream: str) -> bool:
+    """Whether anything is drawn from a stream that can change a cell's accuracy.
+
+    Where nothing trains, the division of the data is all that is drawn; where all clients take part in every
+    round, none is.
+    """
+    if config.method.name == "zero_shot" or config.rounds == 0:
+        return stream in ("split", TOGETHER)
+    return stream != "participation" or config.participation < 1
 
 
 def to_run(made: Sequence[Study]) -> list[RunConfig]:
@@ -95,16 +112,23 @@ def spreads(study: Study, accuracies: Mapping[str, float]) -> list[Spread]:
         study: the cells.
         accuracies: after the last round, by hash; a cell that has none is left out.
     """
-    return [_spread(stream, cells, accuracies) for stream, cells in study.cells.items()]
+    return [
+        _spread(stream, cells, accuracies, can_matter(study.base, stream))
+        for stream, cells in study.cells.items()
+    ]
 
 
-def _spread(stream: str, cells: Sequence[RunConfig], accuracies: Mapping[str, float]) -> Spread:
+def _spread(
+    stream: str, cells: Sequence[RunConfig], accuracies: Mapping[str, float], matters: bool
+) -> Spread:
     import numpy as np
 
     from bench.report.statistics import deviation_interval
 
     known = [accuracies[cell.hash] for cell in cells if cell.hash in accuracies]
     mean = float(np.mean(known)) if known else float("nan")
+    if not matters:
+        return Spread(stream, len(known), mean, 0.0, 0.0, 0.0, matters=False)
     return Spread(stream, len(known), mean, *deviation_interval(known))
 
 

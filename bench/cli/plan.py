@@ -16,6 +16,9 @@ from flora.errors import BadInput
 if TYPE_CHECKING:
     from bench.config import RunConfig
 
+# Many small clients may be trained in one stack, which takes less time and more memory.
+ONE_BY_ONE = "with one client trained at a time"
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -160,11 +163,12 @@ def _total(planned: Sequence[Planned], timed: bool) -> str:
     left = [(x.prediction.get("total_seconds"), len(x.cells) - x.done) for x in planned]
     runs = sum(count for _, count in left)
     if not timed:
-        return f"{runs} runs to do; bytes are of one run each"
+        return f"{runs} runs to do; bytes are of one run each, {ONE_BY_ONE}"
     unknown = sum(count for seconds, count in left if seconds is None)
     more = f", besides {unknown} runs of which it is not known" if unknown else ""
     total = sum((seconds or 0.0) * count for seconds, count in left)
-    return f"{runs} runs to do: about {duration_text(total)}{more}; times and bytes are of one run each"
+    about = f"{runs} runs to do: about {duration_text(total)}{more}"
+    return f"{about}; times and bytes are of one run each, {ONE_BY_ONE}"
 
 
 def _sum(up: int | None, down: int | None) -> int | None:

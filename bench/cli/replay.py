@@ -50,6 +50,7 @@ def replay(
     from bench.report.targets import check_target
 
     profiles = [read_profile(text) for text in profile or PROFILES]
+    _check_names(profiles)
     if target is not None:
         check_target(target)
     scale = {"clients": clients, "participants": participants, "deadline": deadline}
@@ -60,10 +61,22 @@ def replay(
     if each.empty:
         raise BadInput(f"results: {str(results)!r} holds no run that can be replayed")
     rows = _summarised(each, target)
+    for note in _silences(rows):
+        typer.echo(f"flora-bench: {note}", err=True)
     if as_json:
         typer.echo(json.dumps([_record(row, target) for row in rows], indent=1))
     else:
         _print(rows, target, _caption(each))
+
+
+def _check_names(profiles: list[Profile]) -> None:
+    """Refuse profiles that one could not tell apart, and whose times would be mixed."""
+    counts = Counter(profile.name for profile in profiles)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise BadInput(
+            f"--profile: {counts[twice[0]]} are called {twice[0]!r}; name them apart, "
+            "with name=... or in the file"
+        )
 
 
 def _replayed(
@@ -123,6 +136,7 @@ def _under(
     scale: dict[str, Any],
 ) -> list[tuple[str, dict[str, Any]]]:
     """Replay one run under each profile."""
+    from bench.network import check_stored
     from bench.network import replay as replayed
     from bench.report.targets import to_target
     from bench.store import load_table
@@ -133,6 +147,7 @@ def _under(
     if scale["clients"] is not None and participants is None:
         participants = max(1, round(scale["clients"] * config.get("participation", 1.0)))
     clients, ledger = (load_table(path, name) for name in ("clients", "ledger"))
+    check_stored(path, stored["rounds"], clients, ledger)
     found = []
     for profile in profiles:
         frame = replayed(
@@ -149,6 +164,11 @@ def _under(
         row: dict[str, Any] = {
             "round_seconds": trained["seconds"].median(),
             "total_seconds": frame["cumulative_seconds"].iloc[-1],
+            "participants": trained["participants"].sum(),
+            "dropped": trained["dropped"].sum(),
+            "silent_rounds": (
+                (trained["participants"] > 0) & (trained["dropped"] == trained["participants"])
+            ).sum(),
         }
         if target is not None:
             one = to_target(frame.assign(config_hash=""), target, "cumulative_seconds").iloc[0]
@@ -163,7 +183,8 @@ def _summarised(each: pd.DataFrame, target: float | None) -> list[dict[str, Any]
     from bench.report.statistics import mean_interval
 
     groups = each.groupby(_BY, dropna=False, observed=True, sort=True)
-    table = groups.size().rename("runs").reset_index()
+    counted = {name: (name, "sum") for name in ("participants", "dropped", "silent_rounds")}
+    table = groups.agg(runs=("round_seconds", "size"), **counted).reset_index()
     if target is not None:
         counts = groups.agg(reached=("reached", "sum"), best_not_reached=("missed", "max")).reset_index()
         table = table.merge(counts, on=_BY)
@@ -173,6 +194,17 @@ def _summarised(each: pd.DataFrame, target: float | None) -> list[dict[str, Any]
         table = table.merge(renamed, on=_BY, how="left")
     rows: Any = table.sort_values(_BY).to_dict("records")
     return list(rows)
+
+
+def _silences(rows: list[dict[str, Any]]) -> list[str]:
+    """Say where rounds went by that no client reported in."""
+    return [
+        f"{row['method_label']} ({row['split_label']}) under {row['profile']}: "
+        f"in {row['silent_rounds']} rounds of {row['runs']} runs nobody reported; such a round has no "
+        "client's time but a deadline's, and the accuracy is that of the stored run"
+        for row in rows
+        if row["silent_rounds"]
+    ]
 
 
 def _record(row: dict[str, Any], target: float | None) -> dict[str, Any]:

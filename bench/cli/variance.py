@@ -96,6 +96,7 @@ def _record(study: Study, measured: Sequence[Spread]) -> dict[str, Any]:
             "low": _finite(spread.low),
             "high": _finite(spread.high),
             "variance": _finite(spread.variance),
+            "can_matter": spread.matters,
             "config_hashes": [cell.hash for cell in study.cells[spread.stream]],
         }
         for spread in measured
@@ -131,7 +132,8 @@ def _print(
     console.print(
         "Mean and standard deviation (points) of the accuracy after the last round, over the seeds of one "
         "stream, the others at their base, with the deviation's chi-square interval (of normal draws), and "
-        "its square. The sum of the four variances need not be the variance of all together: streams may "
+        "its square. A stream that cannot matter (nothing trains, or all clients take part) is not run and "
+        "adds nothing. The sum of the four variances need not be the variance of all together: streams may "
         "work on one another, and each was varied at one value of the others.",
         style="dim",
         highlight=False,
@@ -153,6 +155,9 @@ def _print_one(
     for heading in ("Seeds", "Mean (%)", "Deviation", "95 % interval", "Variance"):
         table.add_column(heading, justify="right")
     for spread in found:
+        if not spread.matters:
+            table.add_row(_NAMES[spread.stream], ABSENT, ABSENT, f"{ABSENT}, cannot matter", ABSENT, ABSENT)
+            continue
         zero_shot = _zero_shot([cell.hash for cell in study.cells[spread.stream]], summaries)
         mark = f" {BELOW}" if round(100 * spread.mean, 1) < round(100 * zero_shot, 1) else ""
         table.add_row(

@@ -93,13 +93,18 @@ def to_target_frame(
 
 
 def common_target(runs: pd.DataFrame) -> float:
-    """Give a target that tells runs of one cell apart: half of what training gained at best, in whole %.
+    """Give a target that tells runs of one cell apart: half of what training gained at best.
 
     Halfway from zero-shot to the mean accuracy of the best method; where that is less than zero-shot, half of
-    the best accuracy itself.
+    the best accuracy itself. In whole percent, or tenths, so far as that lies strictly between the two: a
+    target that the model had from the start, or that none reaches, tells nothing.
     """
     runs = label_runs(runs)
     best = float(runs.groupby("method_label", observed=True)["accuracy"].mean().max())
     stated = runs["zero_shot_accuracy"].mean() if "zero_shot_accuracy" in runs else float("nan")
     start = 0.0 if pd.isna(stated) or stated >= best else float(stated)
-    return max(round((start + best) / 2, 2), 0.01)
+    halfway = (start + best) / 2
+    for rounded in (round(halfway, 2), round(halfway, 3)):
+        if start < rounded < best:
+            return rounded
+    return halfway if halfway > 0 else 0.01

@@ -21,6 +21,13 @@ PREDICTED = (
     Quantity("total_seconds", "Whole run (s)", digits),
 )
 
+# Predictions of these are of one client at a time.
+OF_ONE_CLIENT = ("train_flops", "peak_tensor_bytes", "total_seconds")
+OF_ONE_CLIENT_NOTE = (
+    " Predictions are of one client at a time; runs whose clients were trained together are left out of "
+    "FLOPs, memory and time."
+)
+
 
 def doubts_table(runs: pd.DataFrame) -> Table | None:
     """List the runs in which an invariant did not hold; None if there is none."""
@@ -125,6 +132,7 @@ def predicted_table(runs: pd.DataFrame, predictions: Mapping[str, Mapping[str, A
         known = known.assign(
             **{f"predicted_{quantity.column}": pd.to_numeric(pd.Series(foretold, index=known.index))}
         )
+    known, together = _one_client_at_a_time(known)
     shown = [
         q
         for q in PREDICTED
@@ -138,7 +146,7 @@ def predicted_table(runs: pd.DataFrame, predictions: Mapping[str, Mapping[str, A
     return Table(
         name=f"predicted-{slug_of(runs)}-{slug(where)}",
         caption=f"Predicted before anything ran, and measured ({where}), "
-        f"{n_text(known.groupby(ROW, dropna=False, observed=True).size())}.",
+        f"{n_text(known.groupby(ROW, dropna=False, observed=True).size())}." + OF_ONE_CLIENT_NOTE * together,
         groups=[(quantity.heading, 2) for quantity in shown],
         columns=["Method", *(name for _ in shown for name in ("Predicted", "Measured"))],
         rows=[
@@ -154,3 +162,12 @@ def predicted_table(runs: pd.DataFrame, predictions: Mapping[str, Mapping[str, A
         ],
         data=data,
     )
+
+
+def _one_client_at_a_time(runs: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """Leave out what was predicted of one client at a time where several were trained; say if any were."""
+    if "clients_together" not in runs or not (together := runs["clients_together"] > 1).any():
+        return runs, False
+    names = [name for quantity in OF_ONE_CLIENT for name in (quantity, f"predicted_{quantity}")]
+    there = [name for name in names if name in runs]
+    return runs.assign(**{name: runs[name].where(~together) for name in there}), True

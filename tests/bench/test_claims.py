@@ -5,7 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from bench import claims
+from bench import claims, execute
+from bench.execute import Outcome
 from bench.report.names import label_runs
 
 NAMES = [
@@ -37,7 +38,7 @@ def costs(train=(50.0, 1.0), memory=(2.0e9, 1.0e9), gpu=None):
     return pd.DataFrame(rows)
 
 
-def accuracies(of_flora, of_others=0.80):
+def accuracies(of_flora, of_others=0.80, spread=0.001, methods=("flora", *claims.BASELINES, "zero_shot")):
     rows = [
         {
             "task": "digits",
@@ -48,9 +49,9 @@ def accuracies(of_flora, of_others=0.80):
             "seed": seed,
             "config_hash": f"{method}{split}{shots}{seed}",
             "accuracy": (of_flora(split, shots) if method == "flora" else of_others)
-            + 0.001 * seed * (method == "flora"),
+            + spread * seed * (method == "flora"),
         }
-        for method in ("flora", *claims.BASELINES, "zero_shot")
+        for method in methods
         for split in ("iid", "dirichlet", "pathological")
         for shots in (None, 4)
         for seed in range(3)
@@ -106,6 +107,72 @@ def test_differences_are_paired_and_in_points():
     assert [x["difference_points"] for x in differences] == pytest.approx([10.1] * 3)
 
 
+def of_iid(found):
+    return next(finding for finding in found if finding.claim == "accuracy-iid")
+
+
+@pytest.mark.parametrize(
+    ("differences", "spread", "verdict", "told"),
+    [
+        # seeds at d, d + spread, d + 2 spreads: mean d + spread, half width 4.303 spread / sqrt(3)
+        ((0.05, 0.05, 0.05), 0.001, "holds", "3 are settled (3 above, 0 below), 0 are not"),
+        ((0.0, 0.0, 0.05), 0.01, "holds", "1 are settled (1 above, 0 below), 2 are not"),
+        ((-0.03, 0.05, 0.05), 0.001, "holds partly", "3 are settled (2 above, 1 below), 0 are not"),
+        ((-0.02, -0.02, -0.02), 0.01, "holds partly", "0 are settled (0 above, 0 below), 3 are not"),
+        ((-0.02, -0.02, -0.09), 0.01, "does not hold", "1 are settled (0 above, 1 below), 2 are not"),
+    ],
+)
+def test_accuracy_is_judged_by_intervals(differences, spread, verdict, told):
+    runs = accuracies(lambda *_: 0.8, spread=spread)
+    for baseline, difference in zip(claims.BASELINES, differences, strict=True):
+        runs.loc[runs["method"] == baseline, "accuracy"] = 0.8 - difference
+    found = of_iid(claims.findings(costs(), runs))
+    assert found.verdict == verdict
+    assert told in found.measured
+
+
+def test_one_seed_settles_nothing():
+    runs = accuracies(lambda *_: 0.7)
+    found = of_iid(claims.findings(costs(), runs[runs["seed"] == 0]))
+    assert found.verdict == "holds partly"
+    assert {x["standing"] for x in found.figures["differences"]} == {"not settled"}
+    assert found.figures["differences"][0]["half_width"] is None
+    assert "± –" in found.measured
+
+
+@pytest.mark.parametrize("methods", [("flora", "linear_probe"), claims.BASELINES, ("flora",), ("zero_shot",)])
+def test_missing_pairs_cannot_be_tested(methods):
+    found = of_iid(claims.findings(costs(), accuracies(lambda *_: 0.9, methods=methods)))
+    assert found.verdict == "cannot be tested here"
+    assert "of 3 comparisons" in found.why
+
+
+def test_a_missing_split_cannot_be_tested():
+    runs = accuracies(lambda *_: 0.9)
+    found = verdicts(costs(), runs[runs["split"] != "iid"])
+    assert found["accuracy-iid"] == found["accuracy-few-shot"] == "cannot be tested here"
+    assert found["accuracy-dirichlet"] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("column", "claim"),
+    [
+        ("train_seconds", "training-time"),
+        ("peak_memory_bytes", "memory"),
+        ("peak_tensor_bytes", "memory"),
+        ("payload_bytes", "bytes"),
+    ],
+)
+def test_missing_costs_cannot_be_tested(column, claim):
+    one = costs()
+    one.loc[one["method"] == "flora", column] = None
+    for missing in (one, costs().drop(columns=column)):
+        found = {x.claim: x for x in claims.findings(missing, accuracies(lambda *_: 0.9))}
+        assert [x for x in found if found[x].verdict == "cannot be tested here"] == [claim, "paper-data"]
+        assert column in found[claim].why
+        json.dumps([x.to_dict() for x in found.values()], allow_nan=False)
+
+
 def test_what_cannot_be_tested_here_is_said():
     assert verdicts(costs(), accuracies(lambda *_: 0.9))["paper-data"] == "cannot be tested here"
 
@@ -124,3 +191,54 @@ def test_the_runs_behind_the_claims_can_be_had():
     }
     assert {x.method.name for x in accuracy} >= {"flora", *claims.BASELINES}
     assert {x.seed.split for x in accuracy} == {0, 1, 2}
+
+
+# The command
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Have runs take no time, and their results be what a test says."""
+    frames = []
+
+    def run_matrix(cells, results, **_):
+        for cell in cells:
+            yield Outcome(cell, "ran", results / cell.hash, {"accuracy": 0.9})
+
+    monkeypatch.setattr(execute, "run_matrix", run_matrix)
+    monkeypatch.setattr("bench.store.load_results", lambda paths: frames.pop(0))
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("seconds", "of_flora", "code"), [(50.0, 0.9, 0), (10.0, 0.9, 1), (50.0, 0.7, 1), (None, 0.9, 0)]
+)
+def test_only_what_does_not_wholly_hold_is_exit_code_1(run_cli, ran, tmp_path, seconds, of_flora, code):
+    ran += [costs(train=(seconds, 1.0), memory=(3e9, 1e9)), accuracies(lambda *_: of_flora)]
+    arguments = ("claims", "--device", "cpu", "--results", str(tmp_path / "results"), "--no-cache")
+    got, out, err = run_cli(*arguments, "--out", str(tmp_path / "out"), "--json")
+    assert got == code
+    assert [finding["claim"] for finding in json.loads(out)] == NAMES
+    assert json.loads((tmp_path / "out" / "claims.json").read_text())["claims"] == json.loads(out)
+    n_cells = sum(len(claims.cells(part, "cpu")) for part in (claims.COST_CELLS, claims.ACCURACY_CELLS))
+    assert f"{n_cells} of {n_cells} runs to do; with none kept they take about ten minutes on 2 cores" in err
+
+
+def test_a_folder_that_takes_no_files_is_found_before_anything_runs(run_cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(execute, "run_matrix", None)  # calling it would fail
+    (tmp_path / "out").write_text("a file")
+    code, out, err = run_cli("claims", "--device", "cpu", "--no-cache", "--out", str(tmp_path / "out"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--out: cannot write to" in err
+
+
+def test_an_interrupt_says_what_is_kept(run_cli, monkeypatch, tmp_path):
+    def run_matrix(cells, results, **_):
+        yield Outcome(cells[0], "ran", results / "one", {"accuracy": 0.9})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execute, "run_matrix", run_matrix)
+    code, out, err = run_cli("claims", "--device", "cpu", "--no-cache", "--results", str(tmp_path))
+    assert (code, out) == (130, "")
+    assert "interrupted: 1 of " in err
+    assert "same command again" in err

@@ -120,6 +120,7 @@ def test_a_plan_marks_what_is_done_and_writes_nothing_unasked(run_cli, matrix, t
     code, out, _ = run_cli("plan", str(matrix), "--results", str(results), "--no-time")
     assert code == 0
     assert "3 runs to do" in out
+    assert "with one client trained at a time" in " ".join(out.split())
     assert not (results / "predictions.json").exists()
 
 

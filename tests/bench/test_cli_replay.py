@@ -166,12 +166,79 @@ def test_a_table_that_was_tampered_with_is_refused(run_cli, tmp_path):
         (("--target", "80"), "up to 1"),
         (("--participants", "5"), "--clients"),
         (("--clients", "5", "--participants", "9"), "from 1 to the 5 clients"),
+        (("--deadline", "inf"), "deadline: inf must be"),
+        (("--deadline", "nan"), "deadline: nan must be"),
+        (("--deadline", "0"), "deadline: 0 must be"),
+        (("--profile", "4g", "--profile", "4g"), "2 are called '4g'; name them apart"),
+        (("--profile", "name=a,up=1,down=1,latency=1", "--profile", "name=a,up=2,down=2,latency=2"), "'a'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run_cli, results, arguments, message):
     code, out, err = run_cli("replay", str(results), *arguments)
     assert (code, out) == (2, "")
     assert message in err.splitlines()[-1]
+
+
+def planted(folder, table, **columns):
+    """A run with columns of a table replaced, or left out where None."""
+    run = make_run()
+    path = keep(folder, run)
+    frame = store.load_table(path, table).assign(**columns)
+    frame = frame.drop(columns=[name for name, value in columns.items() if value is None])
+    store.save_run(path, run | {table: store.save_table(path, table, frame)})
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "message"),
+    [
+        ("clients", {"train_seconds": None}, "has no column 'train_seconds'"),
+        ("clients", {"send_seconds": [0.0, 0.0, -1.0, 0.0]}, "send_seconds -1.0 must be"),
+        ("clients", {"receive_seconds": float("inf")}, "receive_seconds inf must be"),
+        ("clients", {"train_seconds": "soon"}, "train_seconds soon must be"),
+        ("clients", {"round": [1.0, 1.0, 2.0, float("nan")]}, "round nan must be"),
+        ("ledger", {"direction": None}, "has no column 'direction'"),
+        ("ledger", {"payload_bytes": -5}, "payload_bytes -5 must be"),
+        ("ledger", {"payload_bytes": float("nan")}, "payload_bytes nan must be"),
+        ("ledger", {"wire_bytes": -1.0}, "wire_bytes -1.0 must be"),
+    ],
+)
+def test_tables_that_no_time_can_come_of_are_named(run_cli, tmp_path, table, columns, message):
+    planted(tmp_path, table, **columns)
+    code, out, err = run_cli("replay", str(tmp_path))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{table}.csv: {message}" in err
+
+
+def test_times_that_were_not_measured_do_not_count(run_cli, tmp_path):
+    planted(tmp_path, "clients", send_seconds=float("nan"))
+    code, out, _ = run_cli("replay", str(tmp_path), "--profile", PLAIN, "--json")
+    assert code == 0
+    assert entries(out)[0]["round_seconds"] == pytest.approx(0.2 + 1.5 + 2.0 + 0.25)
+
+
+@pytest.mark.parametrize("seconds", [-0.5, True, "1"])
+def test_a_servers_seconds_that_cannot_be_are_named(run_cli, tmp_path, seconds):
+    run = make_run()
+    run["rounds"][1]["server_seconds"]["aggregate"] = seconds
+    path = keep(tmp_path, run)
+    code, _, err = run_cli("replay", str(tmp_path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{path}: server_seconds of round 1" in err
+
+
+def test_who_dropped_out_is_counted_and_rounds_without_anyone_are_said(run_cli, results):
+    arguments = ("replay", str(results), "--profile", PLAIN, "--json", "--deadline")
+    _, out, err = run_cli(*arguments, "2")
+    (flora,) = entries(out, method="FLoRA")  # its clients take 1.35 s and 2.35 s, for 2 rounds of 2 seeds
+    assert (flora["participants"], flora["dropped"], flora["silent_rounds"]) == (8, 4, 0)
+    (full,) = entries(out, method="Full fine-tuning")
+    assert (full["dropped"], full["silent_rounds"]) == (8, 4)
+    (note,) = [line for line in err.splitlines() if "nobody reported" in line]
+    assert "Full fine-tuning" in note
+    assert "in 4 rounds of 2 runs" in note
+    _, out, err = run_cli(*arguments, "1000")
+    assert all(row["dropped"] == 0 for row in json.loads(out))
+    assert "nobody" not in err
 
 
 def test_what_is_not_in_the_times_is_said(run_cli, tmp_path):

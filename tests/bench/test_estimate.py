@@ -124,12 +124,53 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     largest = estimate.largest_batch(config, room)
     task = estimate._task(config, None)
     built = estimate._built(*estimate._key(config, task))
+    held = estimate._held_bytes(built, task, estimate._servers(config, task, built.method))
 
     def peak(size):
-        return estimate._step(built, config.training, size, min(size, 10), True).peak_bytes
+        return held + estimate._step(built, config.training, size, min(size, 10), True).peak_bytes
 
     assert peak(largest) <= room < peak(largest + 1)
     assert estimate.largest_batch(config, 10**6) == 0
+
+
+@pytest.mark.parametrize("name", ["full_finetune", "linear_probe"])
+def test_the_largest_batch_has_the_peak_that_is_printed(name):
+    config = configured(method=name, rounds=2)
+    printed = estimate.estimate(config).peak_tensor_bytes
+    assert estimate.largest_batch(config, printed - 1) < config.batch_size
+    whole = configured(method=name, rounds=2, data={"max_train": 200, "max_test": 10})
+    room = estimate.estimate(whole).peak_tensor_bytes + 10**7
+    largest = estimate.largest_batch(whole, room)
+    assert estimate.estimate(whole.model_copy(update={"batch_size": largest})).peak_tensor_bytes <= room
+
+
+@pytest.mark.parametrize("mode", ["local_only", "centralized"])
+def test_formulas_send_nothing_where_nothing_is_sent(monkeypatch, mode):
+    def fails(*_):
+        raise RuntimeError("no numbers here")
+
+    monkeypatch.setattr(estimate, "_counted", fails)
+    found = estimate.estimate(configured(mode=mode))
+    assert found.how == "formulas"
+    assert (found.round_bytes_up, found.round_bytes_down, found.bytes_up, found.bytes_down) == (0, 0, 0, 0)
+    assert estimate.estimate(configured()).round_bytes_up > 0
+
+
+def test_what_only_a_part_was_counted_of_is_said(monkeypatch):
+    config = configured(rounds=2)
+    assert estimate.estimate(config).notes == ()
+    monkeypatch.setattr(estimate, "CLIENTS_LOOKED_AT", 1)
+    monkeypatch.setattr(estimate, "STEPS_LOOKED_AT", 1)
+    clients, rounds = estimate.estimate(config).notes
+    assert "1 of 2 clients" in clients
+    assert "1 of 2 rounds" in rounds
+
+
+def test_splits_of_a_task_share_a_method_and_its_counts():
+    one, other = configured(), configured(data={"max_train": 16, "max_test": 10})
+    built = [estimate._built(*estimate._key(x, estimate._task(x, None))) for x in (one, other)]
+    assert built[0] == built[1]
+    assert built[0].method is built[1].method
 
 
 def test_samples_of_clients_may_be_given():

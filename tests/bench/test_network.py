@@ -271,3 +271,19 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path, content):
     with pytest.raises(BadInput, match="odd") as caught:
         read_profile(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["yes", "no", "true"])
+def test_truth_values_are_no_numbers(tmp_path, value):
+    file = tmp_path / "slow.yaml"
+    file.write_text(f"up: 1\ndown: 2\nlatency: 3\ndropout: {value}\n")
+    with pytest.raises(BadInput, match=r"dropout: (True|False) must be a number, not a truth value"):
+        read_profile(str(file))
+    with pytest.raises(BadInput, match="up_mbps"):
+        read_profile(f"up={value},down=2,latency=3")
+
+
+@pytest.mark.parametrize("deadline", [math.inf, math.nan, 0.0, -1.0])
+def test_a_deadline_is_a_finite_time(deadline):
+    with pytest.raises(BadInput, match=r"deadline: .* must be a number of seconds above 0"):
+        replayed(PLAIN, deadline=deadline)

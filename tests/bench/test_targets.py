@@ -137,6 +137,29 @@ def test_the_common_target_is_halfway_from_zero_shot_to_the_best_method():
     assert common_target(runs.drop(columns="zero_shot_accuracy")) == 0.42
 
 
+@pytest.mark.parametrize(
+    ("start", "best", "expected"),
+    [
+        (0.794, 0.80, 0.797),
+        (0.9001, 0.9003, 0.9002),
+        (0.896, 0.90, 0.898),
+        (0.0, 0.006, 0.003),
+        (0.0, 0.0, 0.01),
+    ],
+)
+def test_the_common_target_lies_between_start_and_best(start, best, expected):
+    runs, _ = make_results({("flora", 0): [start, best]})
+    assert common_target(runs) == pytest.approx(expected)
+
+
+@given(st.floats(0, 0.99), st.floats(0.001, 1))
+def test_a_target_that_the_model_had_or_none_reaches_is_never_chosen(start, best):
+    runs, _ = make_results({("flora", 0): [start, best]})
+    target = common_target(runs)
+    assert (start if start < best else 0) <= target <= best
+    assert 0 < target <= 1
+
+
 # What the store adds up
 
 

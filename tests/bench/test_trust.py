@@ -130,6 +130,25 @@ def test_predictions_stand_beside_what_was_measured(kept):
     assert predicted_table(load_results(folder), {}) is None
 
 
+def test_runs_whose_clients_were_trained_together_are_left_out_of_what_is_of_one_at_a_time(kept):
+    folder = kept(
+        result(clients_together=1), result("linear_probe", clients_together=4), result("linear_probe", seed=1)
+    )
+    foretold = {
+        "payload_bytes": 90,
+        "train_flops": 120000000,
+        "peak_tensor_bytes": 10**7,
+        "total_seconds": 3.0,
+    }
+    store.save_predictions(folder, {"flora0": foretold, "linear_probe0": foretold})
+    table = predicted_table(load_results(folder), store.load_predictions(folder))
+    assert cells(table)["FLoRA"] == ["90 B", "100 B", "120 M", "123 M", "10.0 MB", "11.0 MB", "3.00", "2.00"]
+    assert cells(table)["Linear probe"] == ["90 B", "100 B", *["–"] * 6]
+    assert "trained together are left out of FLOPs, memory and time" in table.caption
+    alone = predicted_table(load_results(folder), {"flora0": foretold})
+    assert "together" not in alone.caption
+
+
 def test_further_costs_have_a_table_of_their_own(kept):
     table = further_cost_table(load_results(kept(result())))
     assert table.columns == ["Method", "Training FLOPs", "Live tensors"]
@@ -157,3 +176,12 @@ def test_a_damaged_file_of_predictions_is_one_line(kept):
     (folder / store.PREDICTIONS).write_text(json.dumps([1]))
     with pytest.raises(BadInput, match="by configuration"):
         store.load_predictions(folder)
+
+
+@pytest.mark.parametrize("value", ["1", -1, True, [1], 1e999, 10**400])
+def test_a_prediction_that_is_no_amount_is_one_line(tmp_path, value):
+    content = json.dumps({"abc": {"payload_bytes": value, "train_flops": None}}).replace("Infinity", "1e999")
+    (tmp_path / store.PREDICTIONS).write_text(content)
+    with pytest.raises(BadInput, match=r"abc: payload_bytes .* must be a number of at least 0") as raised:
+        store.load_predictions(tmp_path)
+    assert "\n" not in str(raised.value)

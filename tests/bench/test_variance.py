@@ -14,12 +14,19 @@ from bench.report.statistics import deviation_interval
 from bench.variance import STREAMS, TOGETHER, spreads, studies, sum_of_variances, to_run
 from flora.errors import BadInput
 
-SMALL = {"task": "digits", "clients": 2, "rounds": 1, "data": {"max_train": 40, "max_test": 20}}
+SMALL = {
+    "task": "digits",
+    "clients": 2,
+    "rounds": 1,
+    "participation": 0.5,
+    "data": {"max_train": 40, "max_test": 20},
+}
 MATRIX = """
 task: digits
 method: linear_probe
 seed: [3, 4]
 clients: 2
+participation: 0.5
 rounds: 1
 data: {max_train: 40, max_test: 20}
 """
@@ -52,6 +59,28 @@ def test_the_base_is_run_once():
     assert len(chosen) == 5 * 5 - 4
     assert len({cell.hash for cell in chosen}) == len(chosen)
     assert sum(cell.hash == study.base.hash for cell in chosen) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "matter"),
+    [
+        ({"participation": 1.0}, ("split", "init", "order")),
+        ({"method": "zero_shot"}, ("split",)),
+        ({"rounds": 0}, ("split",)),
+    ],
+)
+def test_a_stream_that_cannot_matter_is_not_run_and_adds_nothing(fields, matter):
+    (study,) = studies(cells(**fields), 3)
+    for stream in STREAMS:
+        assert len(study.cells[stream]) == (3 if stream in matter else 1)
+    assert len(study.cells[TOGETHER]) == 3
+    assert len(to_run([study])) == 1 + 2 * len(matter) + 2
+    accuracies = {cell.hash: 0.5 + 0.01 * i for i, cell in enumerate(study.cells["split"])}
+    accuracies |= {cell.hash: 0.5 for cell in to_run([study]) if cell.hash not in accuracies}
+    found = {spread.stream: spread for spread in spreads(study, accuracies)}
+    assert {name for name, spread in found.items() if not spread.matters} == set(STREAMS) - set(matter)
+    assert all(found[name].variance == 0 for name in set(STREAMS) - set(matter))
+    assert sum_of_variances(found.values()) == pytest.approx(found["split"].variance) == pytest.approx(1e-4)
 
 
 def test_one_seed_is_refused():
@@ -183,6 +212,21 @@ def test_a_failed_cell_is_exit_code_1_and_the_rest_is_told(run_cli, matrix, monk
     assert record["streams"]["order"]["seeds"] == 1
     assert record["streams"]["order"]["standard_deviation"] is None
     assert record["sum_of_variances"] is None
+
+
+def test_a_stream_that_cannot_matter_is_said(run_cli, matrix, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = run_cli(*command(matrix, "--set", "participation=1"))
+    assert code == 0
+    assert err.startswith("5 cells")
+    (line,) = [line for line in out.splitlines() if "Participation" in line]
+    assert "–, cannot matter" in line
+    code, out, _ = run_cli(*command(matrix, "--set", "participation=1", "--json"))
+    (record,) = json.loads(out)
+    streams = record["streams"]
+    assert [name for name in STREAMS if not streams[name]["can_matter"]] == ["participation"]
+    assert streams["participation"]["variance"] == 0
+    assert record["sum_of_variances"] is not None
 
 
 def test_one_seed_is_one_line_and_exit_code_2(run_cli, matrix):
