@@ -162,12 +162,13 @@ def _total(planned: Sequence[Planned], timed: bool) -> str:
 
     left = [(x.prediction.get("total_seconds"), len(x.cells) - x.done) for x in planned]
     runs = sum(count for _, count in left)
+    to_do = f"{runs} run{'s' * (runs != 1)} to do"
     if not timed:
-        return f"{runs} runs to do; bytes are of one run each, {ONE_BY_ONE}"
+        return f"{to_do}; bytes are of one run each, {ONE_BY_ONE}"
     unknown = sum(count for seconds, count in left if seconds is None)
     more = f", besides {unknown} runs of which it is not known" if unknown else ""
     total = sum((seconds or 0.0) * count for seconds, count in left)
-    about = f"{runs} runs to do: about {duration_text(total)}{more}"
+    about = f"{to_do}: about {duration_text(total)}{more}"
     return f"{about}; times and bytes are of one run each, {ONE_BY_ONE}"
 
 

@@ -32,7 +32,6 @@ COSTS = (
     "payload_bytes_up",
     "payload_bytes_down",
     "train_seconds",
-    "features_once_seconds",
     "from_nothing_seconds",
     "peak_memory_bytes",
 )

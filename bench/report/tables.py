@@ -290,8 +290,9 @@ def further_cost_table(runs: pd.DataFrame) -> Table | None:
     runs = _with_derived(runs)
     quantities = [q for q in _quantities(runs) if q.further]
     what = (
-        "Clients in parallel: the server's work and the slowest client of each round, without evaluation. A "
-        "step is one client's or a group's. Needed once: what is frozen, by a client, before its first round."
+        "Clients in parallel: the server's work and the slowest client of each round, without evaluation "
+        f"({ABSENT} where clients were trained in groups, and none by itself). A step "
+        "is one client's or a group's. Needed once: what is frozen, by a client, before its first round."
     )
     return _costs(runs, quantities, "work", "Further costs of a run", what) if quantities else None
 

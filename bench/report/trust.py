@@ -145,7 +145,7 @@ def predicted_table(runs: pd.DataFrame, predictions: Mapping[str, Mapping[str, A
     where = where_of(runs)
     return Table(
         name=f"predicted-{slug_of(runs)}-{slug(where)}",
-        caption=f"Predicted before anything ran, and measured ({where}), "
+        caption=f"Predicted by `plan`, and measured ({where}), "
         f"{n_text(known.groupby(ROW, dropna=False, observed=True).size())}." + OF_ONE_CLIENT_NOTE * together,
         groups=[(quantity.heading, 2) for quantity in shown],
         columns=["Method", *(name for _ in shown for name in ("Predicted", "Measured"))],

@@ -156,7 +156,7 @@ def test_without_any_counter_there_are_reasons_and_no_joules(tmp_path):
         ("energy", "does not tell the energy it used (Not Supported)"),
     ],
 )
-def test_a_gpu_without_a_counter_leaves_a_reason_beside_the_processors_joules(board, powercap, broken, reason):
+def test_a_gpu_without_a_counter_leaves_a_reason_and_no_joules(board, powercap, broken, reason):
     board.broken = broken
     energy = Energy("cuda:0", powercap.folder)
     powercap.run(5.0)
