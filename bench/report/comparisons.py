@@ -211,8 +211,8 @@ def _paired_caption(reference: str, data: pd.DataFrame) -> str:
     return (
         f"{text} ± half width of the 95 % t-interval. In brackets: p of the paired t-test; of Wilcoxon's "
         f"signed-rank test; both after Holm's correction over the {family} pairs of methods, splits and "
-        f"shots ({ABSENT}: all differences the same and not zero). Bold: p of the t-test below {SIGNIFICANT}. "
-        "All pairs: see the CSV file of this table."
+        f"shots ({ABSENT}: all differences the same and not zero). Bold: p of the t-test below "
+        f"{SIGNIFICANT}. All pairs: see the CSV file of this table."
     )
 
 
