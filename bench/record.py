@@ -9,11 +9,11 @@ from typing import Any
 
 from bench.config import RunConfig
 from bench.inputs import Inputs
+from bench.measure.clock import CHECKS
 from bench.measure.environment import describe
 from bench.measure.instruments import NO_COUNTS, NOT_BY_SIZE, Instruments
 from bench.measure.invariants import Invariants
 from bench.measure.traffic import Traffic
-from bench.measure.work import COUNT
 from bench.splits import Split
 from flora.evaluation import Predictions, scores
 from flora.events import RoundRecord
@@ -180,7 +180,7 @@ def _times(instruments: Instruments) -> dict[str, Any]:
     transfer = setup.pop("transfer", 0.0)  # it comes after the last round
     clients = [spent.seconds for number in clock.rounds for spent in clock.client_times(number)]
     deployed = [clock.deployment_seconds(number) for number in clock.rounds]
-    checks = sum(setup.pop(name, 0.0) for name in ("check", COUNT))
+    checks = sum(setup.pop(name, 0.0) for name in CHECKS)
     steps = instruments.steps.all
     return {
         "train_seconds": clock.train_seconds,
@@ -189,7 +189,7 @@ def _times(instruments: Instruments) -> dict[str, Any]:
         "setup_seconds": sum(setup.values()),
         "features_seconds": setup.get("features", 0.0),
         "transfer_seconds": transfer,
-        "check_seconds": checks + sum(clock.seconds(number).get(COUNT, 0.0) for number in clock.rounds),
+        "check_seconds": checks + sum(clock.checked_seconds(number) for number in (0, *clock.rounds)),
         "unaccounted_seconds": total - clock.named_seconds,
         "server_seconds": sum(clock.server_seconds(number) for number in clock.rounds),
         "client_seconds": sum(clients),

@@ -88,7 +88,7 @@ def run_cell(
         with events.phase("check"):
             invariants = Invariants(cell.method, cell.client_sizes, config.mode)
             leak = _no_test_in_train(cell.drawn, cell.inputs.test)
-        traffic = Traffic(make_codec(config.codec), cell.method.trainable, cell.method.closed_form())
+            traffic = Traffic(make_codec(config.codec), cell.method.trainable, cell.method.closed_form())
         training = cell.training(Events((traffic, invariants, *events.listeners)))
         if instruments.work is not None:
             instruments.work.watch(cell.holders, lambda: training.held, config.model.dtype == "float16")
@@ -101,17 +101,17 @@ def run_cell(
             held = invariants.result(training.trained_state)
             if instruments.work is not None and cell.frozen is not None:
                 instruments.work.add("features", cell.frozen.flops, cell.frozen.peak_by_cause)
-    once = needed_once_bytes(cell.method)
+            once = needed_once_bytes(cell.method)
     measured = Measured(
         instruments, traffic, invariants, records, cell.zero_shot, trained, cell.client_sizes, once
     )
-    load = instruments.load.result()
+    summary, load = summary_of(measured), instruments.load.result()
     result = {
         "status": "complete",
         "config": config.model_dump(mode="json"),
         "config_hash": config.hash,
         "summary": {
-            **summary_of(measured),
+            **summary,
             "cpu_seconds": load.pop("cpu_seconds"),
             "extraction_seconds": None if cell.frozen is None else cell.frozen.extraction_seconds,
             "clients_together": _together(training),
@@ -176,7 +176,8 @@ class Cell:
         if work is not None:
             clip = inputs.model.clip
             work.watch({"parameters": clip.parameters, "buffers": clip.buffers})
-        frozen = _frozen(config, inputs, cache, events)
+        with events.phase("prepare"):
+            frozen = _frozen(config, inputs, cache, events)
         zero_shot = _zero_shot(config, inputs, frozen, events)
         with events.phase("prepare"):
             method = make_method(config, inputs)
@@ -198,6 +199,10 @@ class Cell:
 
     def training(self, events: Events) -> Federation | LocalTraining:
         """Put together who trains: a federation, every client alone, or one with all of their data."""
+        with events.phase("prepare"):
+            return self._training(events)
+
+    def _training(self, events: Events) -> Federation | LocalTraining:
         config, method, shares = self.config, self.method, self.shares
         kept = states_for(method, len(shares), config.training)
         clients = (method, self.train, shares, config.training, kept, config.seed.order)
@@ -210,8 +215,7 @@ class Cell:
         if config.mode != "federated":
             trained = models_for(method, len(shares))
             return LocalTraining(method, OneByOne(*clients), self.test, len(shares), trained, **common)
-        with events.phase("prepare"):
-            at_once = _clients_at_once(config, method, self.train, shares)
+        at_once = _clients_at_once(config, method, self.train, shares)
         codec = make_codec(config.codec)
         coded: dict[str, Any] = {"codec": codec, "residuals": residuals_for(method, len(shares), codec)}
         runner = OneByOne(*clients, **coded) if at_once == 1 else Grouped(*clients, at_once, **coded)

@@ -109,7 +109,8 @@ class Federation:
                 self.state = aggregator.result()
             self._aggregator = None
             client.load(self.method, self.state)
-        self.events.aggregate(number, self.state)
+        with self.events.phase("check", number):
+            self.events.aggregate(number, self.state)
         measured = self._evaluate(number)
         return self._close(
             RoundRecord(
@@ -141,8 +142,9 @@ class Federation:
                     decoded.append((upload, tensors))
                 except PayloadError as error:
                     arrived.refused.append(Refusal(upload.client, str(error)))
-        for upload, tensors in decoded:
-            self.events.accepted(number, upload.client, upload.samples, tensors)
+        with self.events.phase("check", number, who):  # what listeners look at is no part of the aggregation
+            for upload, tensors in decoded:
+                self.events.accepted(number, upload.client, upload.samples, tensors)
         with self.events.phase("aggregate", number, who):
             for upload, tensors in decoded:
                 aggregator.add(tensors, upload.samples)

@@ -15,6 +15,10 @@ ROUND_PHASES = ("send", "train", "receive", "aggregate", "evaluate")
 """What `Clock.round_seconds` adds up."""
 
 
+CHECKS = ("check", "count")
+"""The instruments' own phases: looking at what must hold, and doing work once more to count it."""
+
+
 @dataclass(frozen=True)
 class ClientTime:
     """What one client spent in one round on its own side, in seconds by phase."""
@@ -178,6 +182,11 @@ class Clock(Listener):
                 share = seconds / len(own) if phase.client is None else seconds
                 own[client][phase.name] = own[client].get(phase.name, 0.0) + share
         return [ClientTime(round, client, **spent) for client, spent in own.items()]
+
+    def checked_seconds(self, round: int) -> float:
+        """What the instruments took of a round."""
+        of_round = self.seconds(round)
+        return sum(of_round.get(name, 0.0) for name in CHECKS)
 
     def server_seconds(self, round: int) -> float:
         """What the server spent on a round's federation: evaluation, a matter of measuring, is not in it."""

@@ -22,7 +22,7 @@ from flora.method import Method
 # Rounds whose steps are asked for their gradients; in all of them only while some tensor has had none.
 ROUNDS_LOOKED_AT = 2
 # Numbers of a model whose mean is computed again.
-PROBED_NUMBERS = 2**20
+PROBED_NUMBERS = 2**16
 # Times the precision of the numbers and the square root of how many were averaged: each addition rounds by up
 # to half the precision, and roundings add up as a random walk. 3e-6 for ten clients in float32.
 MEAN_TOLERANCE = 8.0

@@ -234,6 +234,7 @@ def test_events_tell_each_step_in_order_and_never_overlap():
             *phase("receive", 1, who, "client"),
             ("payload", 1, who, "up"),
             *phase("receive", 1, who),
+            *phase("check", 1, who),
             *phase("aggregate", 1, who),
         ]
 
@@ -243,6 +244,7 @@ def test_events_tell_each_step_in_order_and_never_overlap():
         *phase("send", 1),
         *[event for who in range(3) for event in of_client(who)],
         *phase("aggregate", 1),
+        *phase("check", 1),
         *phase("evaluate", 1),
         ("round", records[1]),
     ]
