@@ -215,8 +215,8 @@ def _accuracy(accuracies: DataFrame, name: str, says: str, splits: Sequence[str]
         name,
         says,
         ACCURACY_SETTING,
-        f"points of accuracy: {told}; of {len(figures)} differences {settled} are settled "
-        f"({counts['above']} above, {counts['below']} below), {len(figures) - settled} are not",
+        f"points of accuracy: {told}; settled: {settled} of {len(figures)} differences "
+        f"({counts['above']} above, {counts['below']} below)",
         {"differences": figures},
         _verdict(not negative, len(negative) < len(figures) or not counts["below"]),
         "holds if no mean difference over the paired seeds is negative; does not hold if all are, and at "
@@ -268,7 +268,8 @@ def to_markdown(found: Sequence[Finding], environment: str) -> str:
     return (
         "# The paper's claims, checked\n\n"
         "Written by `flora-bench claims`; the figures are in `results/reference/claims.json`. "
-        f"Measured on {environment}.\n\n"
+        f"Measured on {environment}. Accuracies are of the embedded model, which shows that methods work and "
+        "cannot tell how they rank on CLIP's own weights and photographs.\n\n"
         f"| claim | the paper says | measured here | verdict |\n|---|---|---|---|\n{rows}\n\n"
         f"## Settings, and how verdicts follow\n\n{notes}\n"
     )

@@ -96,7 +96,7 @@ def run_matrix(
         wait_for_server()
     elif left:
         warm_up_seconds = sum(map(warm_up, {config.device: None for config in left}))
-    with _libraries_left_alone():
+    with libraries_left_alone():
         for config, path in zip(cells, paths, strict=True):
             if path in kept:
                 yield Outcome(config, "kept", path, kept[path])
@@ -111,7 +111,7 @@ def run_matrix(
 
 
 @contextmanager
-def _libraries_left_alone() -> Iterator[None]:
+def libraries_left_alone() -> Iterator[None]:
     """Keep the garbage collector off what is loaded: to look through it took each cell 0.3 s."""
     gc.collect()
     gc.freeze()

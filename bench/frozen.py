@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.config import RunConfig
 from bench.images import KEPT_BYTES, Pixels
+from bench.measure.clock import COUNT
 from bench.measure.tensors import Counter
 from flora.cache import Compute, FeatureCache
 from flora.clip import ENCODED, Clip
@@ -162,7 +163,8 @@ class FrozenFeatures:
     def _rows(self, part: Samples, stage: int) -> Rows:
         if not isinstance(part.images, Pixels):  # rows of a file already, all that is frozen behind them
             return torch.cat([*part.encoded(self._clip, torch.arange(len(part)).split(AT_ONCE), stage)])
-        self._count(part, stage)
+        with self._events.phase(COUNT):
+            self._count(part, stage)
         if self._cache is None:
             return self._computed_now(part, stage)
         rows = self._cache.rows(

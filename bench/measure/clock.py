@@ -15,8 +15,11 @@ ROUND_PHASES = ("send", "train", "receive", "aggregate", "evaluate")
 """What `Clock.round_seconds` adds up."""
 
 
-CHECKS = ("check", "count")
-"""The instruments' own phases: looking at what must hold, and doing work once more to count it."""
+COUNT = "count"
+"""The phase of work that is done once more to be counted."""
+
+CHECKS = ("check", COUNT)
+"""The instruments' own phases: this, and looking at what must hold."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from bench.measure.clock import COUNT
 from bench.measure.tensors import CAUSES, Counter
 from flora.events import Events, Listener, Phase, Work
 from flora.features import Batch
@@ -27,8 +28,6 @@ Sizes = tuple[int, ...]
 Holders = Mapping[str, Callable[[], Iterable[Tensor]]]
 _NOBODY = Events()
 
-# The phase that counting is charged to, where work is done again for it.
-COUNT = "count"
 # A model with more parameters is large: with full fine-tuning of one with 20 million, counting adds 1 %.
 LARGE = 20_000_000
 # The server's phases, in which it holds more than it does while clients train.

@@ -15,6 +15,7 @@ from bench.catalogue import load_method
 from bench.compute import configured
 from bench.config import RunConfig
 from bench.device import deterministic
+from bench.execute import libraries_left_alone
 from bench.models import load_model
 from bench.perf.experiment import Measured, Setting
 from bench.perf.jobs import RoundWalls, job, run, warm_up
@@ -57,8 +58,9 @@ def measuring(setting: Setting) -> Measured:
     """Run cells with all instruments and invariants and with none, in turn."""
     warm_up(setting)
     repeats, tiny_repeats = (1, 1) if setting.quick else (3, 15)
-    large = _on_and_off(job(setting, method="full_finetune", rounds=1), repeats)
-    tiny = _on_and_off(job(setting, model="tiny", task="digits", rounds=10, clients=10), tiny_repeats)
+    with libraries_left_alone():  # as in a matrix
+        large = _on_and_off(job(setting, method="full_finetune", rounds=1), repeats)
+        tiny = _on_and_off(job(setting, model="tiny", task="digits", rounds=10, clients=10), tiny_repeats)
     return Measured(
         figures={
             **{f"large_{name}": value for name, value in large.items()},

@@ -367,7 +367,7 @@ class Phases(Listener):
 def test_features_are_kept_where_the_image_tower_is_frozen(method, acceleration, expected):
     phases = Phases()
     result = run_cell(configured(method=method, acceleration=acceleration, rounds=0), [phases])
-    assert phases.names[: len(expected)] == expected
+    assert [name for name in phases.names if name != "count"][: len(expected)] == expected
     assert (result["features"] is not None) == (expected.count("features") == 2)
     assert (result["summary"]["extraction_seconds"] is not None) == ("features" in expected)
 
