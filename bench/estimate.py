@@ -512,7 +512,7 @@ def _servers(config: RunConfig, task: _Task, method: Method) -> int:
 def _held_bytes(built: _Built, task: _Task, servers: int) -> int:
     """Size of what is there all the time: features, labels and the server's copies of what trains."""
     images = task.train + (task.test or 0)
-    row = built.empty(1, *built.row).nbytes if built.stage else 0
+    row = built.empty(1, *built.row).nbytes  # a feature, or a decoded image where none is kept
     rows = sum(row * n for n in (task.train, task.test or 0) if row * n <= KEPT_BYTES)
     trainable = sum(p.numel() * p.element_size() for p in built.method.trainable.values())
     return rows + images * torch.int64.itemsize + servers * trainable
