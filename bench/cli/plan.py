@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.estimate import Calibrate, NoTime, calibrated
+from bench.cli.run import Overrides, Source
 from flora.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,13 +39,8 @@ class Planned:
 
 
 def plan(
-    source: Annotated[
-        str, typer.Argument(metavar="PRESET|FILE", help="A preset's name or a YAML file.")
-    ] = "quick",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field in every cell; may be repeated."),
-    ] = None,
+    source: Source = "quick",
+    overrides: Overrides = None,
     results: Annotated[Path, typer.Option(help="Folder the results are kept in.")] = Path("results"),
     save: Annotated[
         bool, typer.Option("--save", help="Keep the predictions beside them, for `report`.")

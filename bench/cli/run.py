@@ -15,6 +15,11 @@ from flora.errors import BadInput, nearest
 if TYPE_CHECKING:
     from bench.execute import Outcome
 
+Source = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field in every cell; may be repeated."),
+]
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 # What commands that run cells take.
@@ -24,13 +29,8 @@ Isolate = Annotated[
 
 
 def run(
-    source: Annotated[
-        str, typer.Argument(metavar="PRESET|FILE", help="A preset's name or a YAML file.")
-    ] = "quick",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field in every cell; may be repeated."),
-    ] = None,
+    source: Source = "quick",
+    overrides: Overrides = None,
     results: Annotated[Path, typer.Option(help="Folder the results are kept in.")] = Path("results"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Run cells that have a result, too.")] = False,
     smoke: Annotated[

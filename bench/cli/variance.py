@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.cache import CacheFolder, NoCache, opened
-from bench.cli.run import EXIT_INTERRUPTED, exit_code
+from bench.cli.run import EXIT_INTERRUPTED, Overrides, Source, exit_code
 
 if TYPE_CHECKING:
     from bench.config import RunConfig
@@ -30,13 +30,8 @@ _NAMES = {
 
 
 def variance(
-    source: Annotated[
-        str, typer.Argument(metavar="PRESET|FILE", help="A preset's name or a YAML file.")
-    ] = "quick",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field in every cell; may be repeated."),
-    ] = None,
+    source: Source = "quick",
+    overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(help="Seeds of each stream.")] = 5,
     results: Annotated[Path, typer.Option(help="Folder the runs are kept in.")] = Path("results/variance"),
     cache: CacheFolder = None,

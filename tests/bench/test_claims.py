@@ -115,11 +115,11 @@ def of_iid(found):
     ("differences", "spread", "verdict", "told"),
     [
         # seeds at d, d + spread, d + 2 spreads: mean d + spread, half width 4.303 spread / sqrt(3)
-        ((0.05, 0.05, 0.05), 0.001, "holds", "3 are settled (3 above, 0 below), 0 are not"),
-        ((0.0, 0.0, 0.05), 0.01, "holds", "1 are settled (1 above, 0 below), 2 are not"),
-        ((-0.03, 0.05, 0.05), 0.001, "holds partly", "3 are settled (2 above, 1 below), 0 are not"),
-        ((-0.02, -0.02, -0.02), 0.01, "holds partly", "0 are settled (0 above, 0 below), 3 are not"),
-        ((-0.02, -0.02, -0.09), 0.01, "does not hold", "1 are settled (0 above, 1 below), 2 are not"),
+        ((0.05, 0.05, 0.05), 0.001, "holds", "settled: 3 of 3 differences (3 above, 0 below)"),
+        ((0.0, 0.0, 0.05), 0.01, "holds", "settled: 1 of 3 differences (1 above, 0 below)"),
+        ((-0.03, 0.05, 0.05), 0.001, "holds partly", "settled: 3 of 3 differences (2 above, 1 below)"),
+        ((-0.02, -0.02, -0.02), 0.01, "holds partly", "settled: 0 of 3 differences (0 above, 0 below)"),
+        ((-0.02, -0.02, -0.09), 0.01, "does not hold", "settled: 1 of 3 differences (0 above, 1 below)"),
     ],
 )
 def test_accuracy_is_judged_by_intervals(differences, spread, verdict, told):
