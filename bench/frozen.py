@@ -98,9 +98,9 @@ class FrozenFeatures:
         adapted = str([(name, tuple(x.shape), x.dtype) for name, x in model])
         key = json.dumps(self._kind_at(stage), sort_keys=True) + adapted
         if key not in _COUNTED:
-            shape = part.images[torch.tensor([0])].shape[1:]
+            like = part.images[torch.tensor([0])]
             with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(), self._clip.autocast():
-                images = torch.empty(AT_ONCE, *shape, dtype=part.images[torch.tensor([0])].dtype)
+                images = torch.empty(AT_ONCE, *like.shape[1:], dtype=like.dtype)
                 with Counter({"parameters": [x for _, x in model], "buffers": [images]}) as counter:
                     self._clip.run_image_stages(images, slice(0, stage))
             _COUNTED[key] = counter.flops, counter.peak_by_cause
