@@ -183,7 +183,7 @@ def warm_up(device: str) -> float:
         the seconds it took.
     """
     began = time.perf_counter()
-    from bench.run import run_cell
+    from bench.cell import run_cell
 
     small = {"data": {"max_train": 10, "max_test": 10}, "clients": 1, "rounds": 1}
     run_cell(RunConfig.read({"method": "full_finetune", "device": device, **small}))
@@ -216,7 +216,7 @@ def run_one(
         cache: where what frozen towers give is kept.
         warm_up_seconds: what `warm_up` took in this process.
     """
-    from bench.run import Leftovers, run_cell
+    from bench.cell import Leftovers, run_cell
 
     failure = path.with_name("error.txt")
     leftovers = Leftovers()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PRELOADED = (
     "bench.isolate",
-    "bench.run",
+    "bench.cell",
     "bench.store",
     "bench.tasks.digits",
     "flora.lora",

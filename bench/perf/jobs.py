@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.caching import FOLDER_VARIABLE
+from bench.cell import run_cell
 from bench.config import RunConfig, label
 from bench.perf.apart import with_suite_on_path
 from bench.perf.experiment import Setting
-from bench.run import run_cell
 from flora.cache import FeatureCache
 from flora.events import Listener, RoundRecord
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.catalogue import load_method
+from bench.cell import Cell, run_cell
 from bench.compute import configured
 from bench.config import RunConfig
 from bench.device import deterministic
@@ -19,7 +20,6 @@ from bench.execute import libraries_left_alone
 from bench.models import load_model
 from bench.perf.experiment import Measured, Setting
 from bench.perf.jobs import RoundWalls, job, run, warm_up
-from bench.run import Cell, run_cell
 from bench.splits import make_split
 from bench.tasks import load_task
 from flora import client

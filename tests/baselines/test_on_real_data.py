@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench.run
+import bench.cell
 from bench.catalogue import method_modules
 from bench.config import RunConfig
 from flora.clip import PLACES
@@ -47,9 +47,9 @@ class Watched:
 def watched(monkeypatch):
     """Catch the method that the harness makes."""
     made = []
-    make = bench.run.make_method
+    make = bench.cell.make_method
     monkeypatch.setattr(
-        bench.run, "make_method", lambda *args: made.append(Watched(make(*args))) or made[0].method
+        bench.cell, "make_method", lambda *args: made.append(Watched(make(*args))) or made[0].method
     )
     return made
 
@@ -68,7 +68,7 @@ def test_two_rounds_on_real_images(name, task, watched):
         "data": {"max_train": 120, "max_test": 20},
         "device": "cpu",
     }
-    result = bench.run.run_cell(RunConfig.read(fields))
+    result = bench.cell.run_cell(RunConfig.read(fields))
     losses = [record["loss"] for record in result["rounds"][1:]]
     assert losses[1] < losses[0]
     (seen,) = watched

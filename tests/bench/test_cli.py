@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-import bench.run
+import bench.cell
 from bench import store
 from bench.cli import main
 from bench.cli.progress import LiveProgress, PlainProgress, TimeLeft, progress
@@ -63,7 +63,11 @@ def results(tmp_path_factory):
 
 
 def with_suite_on_path():
-    return {**os.environ, "PYTHONPATH": str(Path(bench.run.__file__).parents[1]), "PYTHONIOENCODING": "utf-8"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(Path(bench.cell.__file__).parents[1]),
+        "PYTHONIOENCODING": "utf-8",
+    }
 
 
 # --- what there is -------------------------------------------------------------------------------------
@@ -230,7 +234,7 @@ def test_a_run_prints_a_line_a_cell_and_then_tables(results):
 
 def test_a_second_run_keeps_what_is_there(run_cli, results, monkeypatch):
     monkeypatch.chdir(results)
-    monkeypatch.setattr(bench.run, "run_cell", None)  # would raise if called
+    monkeypatch.setattr(bench.cell, "run_cell", None)  # would raise if called
     code, out, err = run_cli("run", "matrix.yaml", "--json")
     assert (code, err) == (0, "2 cells, 2 kept from before\n")
     records = json.loads(out)
@@ -253,14 +257,14 @@ def test_set_and_results_reach_the_cells(run_cli, tmp_path):
 
 
 def test_a_failed_cell_is_exit_code_1_and_the_others_are_kept(run_cli, monkeypatch):
-    right = bench.run.run_cell
+    right = bench.cell.run_cell
 
     def planted(config, *args):
         if config.method.name == "zero_shot":
             raise RuntimeError("planted\nfault")
         return right(config, *args)
 
-    monkeypatch.setattr(bench.run, "run_cell", planted)
+    monkeypatch.setattr(bench.cell, "run_cell", planted)
     code, out, err = run_cli("run", "matrix.yaml")
     assert code == 1
     assert (
@@ -274,14 +278,14 @@ def test_a_failed_cell_is_exit_code_1_and_the_others_are_kept(run_cli, monkeypat
 def test_a_cell_refused_while_it_runs_is_exit_code_2(run_cli, monkeypatch):
     from flora.errors import BadInput
 
-    right = bench.run.run_cell
+    right = bench.cell.run_cell
 
     def planted(config, *args):
         if config.method.name == "zero_shot":
             raise BadInput("image 3.png cannot be read; repair or remove it")
         return right(config, *args)
 
-    monkeypatch.setattr(bench.run, "run_cell", planted)
+    monkeypatch.setattr(bench.cell, "run_cell", planted)
     code, _, err = run_cli("run", "matrix.yaml")
     assert code == 2
     assert "refused: image 3.png cannot be read" in err

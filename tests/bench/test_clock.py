@@ -5,10 +5,10 @@ import time
 import pytest
 import torch
 
+from bench.cell import run_cell
 from bench.config import RunConfig
 from bench.measure.clock import Clock
 from bench.measure.steps import StepTimes, describe
-from bench.run import run_cell
 from flora.aggregation import WeightedMean
 from flora.events import Events, Work
 

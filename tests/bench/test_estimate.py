@@ -9,10 +9,10 @@ import torch
 from bench import calibration, estimate
 from bench.calibration import Calibration
 from bench.catalogue import method_modules
+from bench.cell import make_method, run_cell
 from bench.config import RunConfig
 from bench.inputs import load_inputs
 from bench.measure.tensors import Counter
-from bench.run import make_method, run_cell
 from flora import client
 from flora.clip import ENCODED
 from flora.errors import BadInput

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from bench.cell import Leftovers, run_cell
 from bench.config import RunConfig
-from bench.run import Leftovers, run_cell
 from bench.splits import SPLITS, make_split
 from flora.events import Events, Listener
 from flora.federation import Federation

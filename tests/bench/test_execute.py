@@ -6,8 +6,8 @@ import signal
 import pytest
 from PIL import Image
 
+import bench.cell
 import bench.inputs
-import bench.run
 from bench import store
 from bench.config import RunConfig
 from bench.execute import Outcome, Watcher, run_matrix
@@ -51,7 +51,7 @@ class Runs(list):
 @pytest.fixture
 def runs(monkeypatch):
     runs = Runs()
-    monkeypatch.setattr(bench.run, "run_cell", runs)
+    monkeypatch.setattr(bench.cell, "run_cell", runs)
     return runs
 
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bench.cell import Leftovers, run_cell
 from bench.config import RunConfig
 from bench.frozen import AT_ONCE, FrozenFeatures, kind_of_rows
 from bench.inputs import load_inputs
 from bench.models import open_clip_config
-from bench.run import Leftovers, run_cell
 from bench.tasks.base import ArrayImages
 from flora.cache import FeatureCache
 from flora.events import Events, Listener

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.cell import run_cell
 from bench.config import RunConfig
 from bench.inputs import check, load_inputs
-from bench.run import run_cell
 from bench.tasks.features import write_features
 from flora.errors import BadInput
 from flora.events import Listener

@@ -10,10 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.catalogue import method_modules
+from bench.cell import make_method
 from bench.config import RunConfig
 from bench.inputs import load_inputs
 from bench.measure.tensors import CAUSES, Counter
-from bench.run import make_method
 from flora import client, group
 from flora.settings import Training
 from tests.flora import toy

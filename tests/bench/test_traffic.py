@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.catalogue import describe_codecs
+from bench.cell import run_cell
 from bench.config import RunConfig, field_models, label
 from bench.matrix import Matrix
 from bench.measure.traffic import HEADER_BYTES_PER_TENSOR, Ledger, PayloadMismatch, Traffic, needed_once_bytes
 from bench.report.names import label_runs
-from bench.run import run_cell
 from bench.tasks.features import precomputed_clip, write_features
 from flora import payload
 from flora.codecs import Plain, make_codec

@@ -193,16 +193,16 @@ def test_it_runs_each_cell_once_and_prints_the_parts(run_cli, matrix, monkeypatc
 
 
 def test_a_failed_cell_is_exit_code_1_and_the_rest_is_told(run_cli, matrix, monkeypatch, tmp_path):
-    import bench.run
+    import bench.cell
 
-    original = bench.run.run_cell
+    original = bench.cell.run_cell
 
     def fails(config, *arguments, **options):
         if 4 in config.seed.model_dump().values():
             raise RuntimeError("planted")
         return original(config, *arguments, **options)
 
-    monkeypatch.setattr(bench.run, "run_cell", fails)
+    monkeypatch.setattr(bench.cell, "run_cell", fails)
     code, out, err = run_cli(
         "variance", str(matrix), "--seeds", "2", "--results", str(tmp_path), "--json", "--no-cache"
     )

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from baselines import zero_shot
 from bench.catalogue import method_modules
+from bench.cell import Cell, run_cell
 from bench.config import RunConfig
 from bench.measure.tensors import Counter
 from bench.measure.work import Polynomial, WorkMeter
-from bench.run import Cell, run_cell
 from flora.events import Events, Listener, RoundRecord, Work
 
 TRAINED = [name for name in method_modules() if name != zero_shot.ZeroShotOptions().name]

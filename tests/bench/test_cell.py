@@ -16,11 +16,11 @@ from PIL import Image
 
 from bench import store, tiny
 from bench.catalogue import load_method
+from bench.cell import run_cell
 from bench.config import RunConfig
 from bench.inputs import check
 from bench.measure.clock import CHECKS, Clock
 from bench.measure.traffic import HEADER_BYTES_PER_TENSOR, PayloadMismatch
-from bench.run import run_cell
 from flora.errors import BadInput
 from flora.events import Listener
 
@@ -171,7 +171,7 @@ WORK = {
     "flora.aggregation.WeightedMean.add": 10,
     "flora.evaluation.predict": 1000,
     "flora.federation.predict": 1000,
-    "bench.run.predict": 7,
+    "bench.cell.predict": 7,
     "bench.inputs.load_model": 5,
 }
 
@@ -431,7 +431,7 @@ import os, sys
 import torch
 torch.set_num_threads(1)
 from bench.config import RunConfig
-from bench.run import run_cell
+from bench.cell import run_cell
 
 def peak(method, clients):
     config = RunConfig.read({"method": method, "clients": clients, "rounds": 1, "device": "cpu",
