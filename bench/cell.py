@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,7 +45,13 @@ from flora.federation import Federation, participants
 from flora.group import can_be_grouped, clients_at_once
 from flora.local import LocalTraining
 from flora.method import Method
-from flora.runners import Grouped, OneByOne, models_for, residuals_for, states_for
+from flora.runners import Grouped, OneByOne
+from flora.states import models_for, residuals_for, states_for
+
+if TYPE_CHECKING:
+    from bench.checkpoints import Checkpoints
+
+logger = logging.getLogger(__name__)
 
 
 class DivergedError(RuntimeError):
@@ -67,6 +76,9 @@ def run_cell(
     listeners: Sequence[Listener] = (),
     leftovers: Leftovers | None = None,
     cache: FeatureCache | None = None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    one_by_one: bool = False,
 ) -> dict[str, Any]:
     """Run one cell and give what its `run.json` holds.
 
@@ -75,6 +87,8 @@ def run_cell(
         listeners: told of every phase and round, besides those that measure.
         leftovers: given what the run leaves besides.
         cache: where what frozen towers give is kept from cell to cell; None for this cell alone.
+        checkpoints: where the run goes on from, if it was begun before, and is kept meanwhile.
+        one_by_one: train clients one after another where the configuration leaves the choice.
 
     Raises:
         BadInput: the cell asks for something that its task, split or model cannot give.
@@ -85,50 +99,146 @@ def run_cell(
     events = Events((*listeners, *instruments.listeners))
     with deterministic(config.device), configured(config.compute, config.device):
         cell = Cell.prepared(config, cache, events, instruments.work)
-        with events.phase("check"):
-            invariants = Invariants(cell.method, cell.client_sizes, config.mode)
+        run = _Run.of(cell, instruments, one_by_one)
+        run.train(checkpoints)
+        _check_convergence(run.records)
+        result = run.result()
+    if leftovers is not None:
+        leftovers.weights.update(run.training.trained_state or {})
+        leftovers.tables |= {"ledger": run.traffic.rows(), "clients": client_rows(run.measured)}
+    return result
+
+
+@dataclass
+class _Run:
+    """A cell's training, watched.
+
+    Attributes:
+        cell: what trains.
+        instruments: what measures it.
+        training: the federation, or what stands in its place.
+        traffic: the ledger.
+        invariants: what has to hold.
+        leak: whether any test image is trained on.
+        records: of the rounds so far.
+        sittings: of the processes before this one that worked on the run.
+        began: when this one did.
+        resumed_after: the round that it went on from, if it did.
+        measured: all of it, once it is over.
+    """
+
+    cell: Cell
+    instruments: Instruments
+    training: Federation | LocalTraining
+    traffic: Traffic
+    invariants: Invariants
+    leak: Mapping[str, Any]
+    records: list[RoundRecord] = field(default_factory=list)
+    sittings: Sequence[Mapping[str, Any]] = ()
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    resumed_after: int | None = None
+    measured: Measured = field(init=False)
+
+    @classmethod
+    def of(cls, cell: Cell, instruments: Instruments, one_by_one: bool) -> _Run:
+        """Put training and checks together, and let the instruments know what there is."""
+        with cell.events.phase("check"):
+            invariants = Invariants(cell.method, cell.client_sizes, cell.config.mode)
             leak = _no_test_in_train(cell.drawn, cell.inputs.test)
-            traffic = Traffic(make_codec(config.codec), cell.method.trainable, cell.method.closed_form())
-        training = cell.training(Events((traffic, invariants, *events.listeners)))
-        if instruments.work is not None:
-            instruments.work.watch(cell.holders, lambda: training.held, config.model.dtype == "float16")
-        records = list(training.rounds(config.rounds))
-        _check_convergence(records)
-        if instruments.work is not None:  # other classes follow
-            instruments.work.watch(cell.holders, lambda: training.held)
+            codec, trainable = make_codec(cell.config.codec), cell.method.trainable
+            traffic = Traffic(codec, trainable, cell.method.closed_form())
+        events = Events((traffic, invariants, *cell.events.listeners))
+        run = cls(cell, instruments, cell.training(events, one_by_one), traffic, invariants, leak)
+        run._watch(half_precision=cell.config.model.dtype == "float16")
+        return run
+
+    def _watch(self, half_precision: bool = False) -> None:
+        if self.instruments.work is not None:
+            self.instruments.work.watch(self.cell.holders, lambda: self.training.held, half_precision)
+
+    def train(self, checkpoints: Checkpoints | None) -> None:
+        """Do the rounds, those left of a run that was begun before."""
+        if checkpoints is not None:
+            self._resume(checkpoints)
+        for record in self.training.rounds(self.cell.config.rounds, self.resumed_after):
+            self.records.append(record)
+            if checkpoints is not None and checkpoints.due(record.round):
+                self._save(checkpoints)
+
+    def _resume(self, checkpoints: Checkpoints) -> None:
+        latest = checkpoints.latest
+        if latest is None or latest.clients_together != _together(self.training):
+            return
+        with self.cell.events.phase("resume"):
+            latest.give_to(self.training)
+            self.records, self.sittings, self.resumed_after = [*latest.records], latest.sittings, latest.round
+        for name, part in self._listeners.items():
+            part.restore(latest.measured[name])
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        state = {name: part.state() for name, part in self._listeners.items()}
+        together, sittings = _together(self.training), [*self.sittings, self._sitting()]
+        with self.cell.events.phase("checkpoint"):
+            try:
+                checkpoints.save(self.training, together, self.records, state, sittings)
+            except OSError as error:
+                logger.warning("no checkpoint of round %d: %s", self.records[-1].round, error)
+
+    @property
+    def _listeners(self) -> dict[str, Instruments | Traffic | Invariants]:
+        return {"instruments": self.instruments, "traffic": self.traffic, "invariants": self.invariants}
+
+    def _sitting(self) -> dict[str, Any]:
+        """Describe what this process has done of the run."""
+        return {
+            "first_round": 0 if self.resumed_after is None else self.resumed_after + 1,
+            "last_round": self.records[-1].round,
+            "seconds": self.instruments.clock.sitting_seconds,
+            "began": self.began.isoformat(timespec="seconds"),
+            "host": platform.node(),
+        }
+
+    def result(self) -> dict[str, Any]:
+        """Look at what the rounds came to, and put all of it together."""
+        cell, instruments, training = self.cell, self.instruments, self.training
+        self._watch()  # other classes follow
         trained = cell.transfer(training)
-        with events.phase("check"):
-            held = invariants.result(training.trained_state)
+        with cell.events.phase("check"):
+            held = self.invariants.result(training.trained_state)
             if instruments.work is not None and cell.frozen is not None:
                 instruments.work.add("features", cell.frozen.flops, cell.frozen.peak_by_cause)
             once = needed_once_bytes(cell.method)
-    measured = Measured(
-        instruments, traffic, invariants, records, cell.zero_shot, trained, cell.client_sizes, once
-    )
-    summary, load = summary_of(measured), instruments.load.result()
-    result = {
-        "status": "complete",
-        "config": config.model_dump(mode="json"),
-        "config_hash": config.hash,
-        "summary": {
-            **summary,
-            "cpu_seconds": load.pop("cpu_seconds"),
-            "extraction_seconds": None if cell.frozen is None else cell.frozen.extraction_seconds,
-            "clients_together": _together(training),
-            "trainable_parameters": sum(p.numel() for p in cell.method.trainable.values()),
-        },
-        **details_of(measured),
-        "evaluation": evaluation_of(measured, cell.inputs.prepared.task.class_names),
-        "features": _features(cell.frozen, cell.train),
-        **inputs_of(cell.inputs),
-        "load": load,
-        "environment": environment_of(config, instruments),
-        "invariants": {**traffic.invariants(), **held, "no_test_in_train": leak},
-    }
-    if leftovers is not None:
-        leftovers.weights.update(training.trained_state or {})
-        leftovers.tables |= {"ledger": traffic.rows(), "clients": client_rows(measured)}
-    return result
+        self.measured = Measured(
+            instruments,
+            self.traffic,
+            self.invariants,
+            self.records,
+            cell.zero_shot,
+            trained,
+            cell.client_sizes,
+            once,
+        )
+        summary, load = summary_of(self.measured), instruments.load.result()
+        return {
+            "status": "complete",
+            "config": cell.config.model_dump(mode="json"),
+            "config_hash": cell.config.hash,
+            "summary": {
+                **summary,
+                "cpu_seconds": load.pop("cpu_seconds"),
+                "extraction_seconds": None if cell.frozen is None else cell.frozen.extraction_seconds,
+                "clients_together": _together(training),
+                "trainable_parameters": sum(p.numel() for p in cell.method.trainable.values()),
+            },
+            **details_of(self.measured),
+            "evaluation": evaluation_of(self.measured, cell.inputs.prepared.task.class_names),
+            "features": _features(cell.frozen, cell.train),
+            **inputs_of(cell.inputs),
+            "load": load,
+            "environment": environment_of(cell.config, instruments),
+            "invariants": {**self.traffic.invariants(), **held, "no_test_in_train": self.leak},
+            "sittings": [*self.sittings, self._sitting()],
+        }
 
 
 @dataclass
@@ -197,12 +307,12 @@ class Cell:
             return [len(share) for share in self.shares]
         return list(self.inputs.division.split.client_sizes)
 
-    def training(self, events: Events) -> Federation | LocalTraining:
+    def training(self, events: Events, one_by_one: bool = False) -> Federation | LocalTraining:
         """Put together who trains: a federation, every client alone, or one with all of their data."""
         with events.phase("prepare"):
-            return self._training(events)
+            return self._training(events, one_by_one)
 
-    def _training(self, events: Events) -> Federation | LocalTraining:
+    def _training(self, events: Events, one_by_one: bool) -> Federation | LocalTraining:
         config, method, shares = self.config, self.method, self.shares
         kept = states_for(method, len(shares), config.training)
         clients = (method, self.train, shares, config.training, kept, config.seed.order)
@@ -215,7 +325,8 @@ class Cell:
         if config.mode != "federated":
             trained = models_for(method, len(shares))
             return LocalTraining(method, OneByOne(*clients), self.test, len(shares), trained, **common)
-        at_once = _clients_at_once(config, method, self.train, shares)
+        alone = one_by_one and config.clients_per_batch == "auto"
+        at_once = 1 if alone else _clients_at_once(config, method, self.train, shares)
         codec = make_codec(config.codec)
         coded: dict[str, Any] = {"codec": codec, "residuals": residuals_for(method, len(shares), codec)}
         runner = OneByOne(*clients, **coded) if at_once == 1 else Grouped(*clients, at_once, **coded)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -161,7 +163,12 @@ def _method_options(value: object) -> object:
 def _options_of(method: Mapping[str, Any]) -> type[Options]:
     if not isinstance(name := method.get("name"), str):
         raise BadInput(f"method.name: {name!r} is no method's name{nearest('', method_modules())}")
-    return load_method(name).Options
+    return _options_class(name)
+
+
+@cache
+def _options_class(method: str) -> type[Options]:
+    return load_method(method).Options
 
 
 def _same_seed(value: object) -> object:
@@ -177,6 +184,14 @@ def _auto_or_number(value: object, read: ValidatorFunctionWrapHandler) -> object
         return read(value)
     except ValidationError:
         raise BadInput(f"clients_per_batch: {value!r} must be auto or a whole number from 1") from None
+
+
+@cache
+def _resolved(device: str, visible: str | None) -> str:
+    """Look for GPUs once and not in each of many cells; which are `visible` can change between two looks."""
+    from bench.device import resolve
+
+    return resolve(device)
 
 
 class RunConfig(Training):
@@ -256,9 +271,7 @@ class RunConfig(Training):
     @classmethod
     def _present(cls, device: str) -> str:
         """Resolve `auto`, and refuse a GPU that is not there."""
-        from bench.device import resolve
-
-        return resolve(device)
+        return _resolved(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -271,7 +284,8 @@ class RunConfig(Training):
             config = cls.model_validate(dict(values))
         except ValidationError as error:
             raise BadInput(explain(error)) from error
-        _refuse_truth_values(values, config.model_dump())
+        if any(_truth_values(values)):
+            _refuse_truth_values(values, config.model_dump())
         return config
 
     @property
@@ -279,15 +293,49 @@ class RunConfig(Training):
         """What a client does in a round."""
         return Training(**{name: getattr(self, name) for name in Training.model_fields})
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits over everything that can change the numbers, and nothing that cannot."""
+        """Twelve hexadecimal digits over every field that can change the numbers, and none that cannot.
+
+        `data.root`, `tuning` and the index of a GPU cannot. The path in `folder:PATH`, `features:FILE` or a
+        model's name stays in, though what lies there is fingerprinted apart (`bench.definition`): the hash
+        names the result's folder, where two data sets of one shape must not take turns. Moved images are
+        another cell for that. `compute` stays in, as how many threads add up decides how sums are rounded.
+        """
         resolved = self.model_dump(mode="json")
         del resolved["data"]["root"], resolved["tuning"]
         if self.codec.name == "fp32":  # as before there was a choice: results of then stand for this run
             del resolved["codec"]
         resolved["device"] = resolved["device"].partition(":")[0]
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+
+    def with_seed(self, seed: object) -> RunConfig:
+        """Give the same run with another seed: of many cells that differ in it alone, the rest is read once.
+
+        Raises:
+            BadInput: as `read`.
+        """
+        try:
+            read = Seeds.model_validate(_same_seed(seed))
+        except ValidationError:
+            read = None
+        if read is None or (isinstance(seed, Mapping) and any(_truth_values(seed))):
+            return self.model_copy(update={"seed": RunConfig.read({"seed": seed}).seed})
+        return self.model_copy(update={"seed": read})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> RunConfig:
+        """Copy, as pydantic does, but not the hash of what was there before the update."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("hash", None)
+        return copied
+
+
+def _truth_values(given: Mapping[str, Any]) -> Iterator[bool]:
+    for value in given.values():
+        if isinstance(value, Mapping):
+            yield from _truth_values(value)
+        else:
+            yield isinstance(value, bool)
 
 
 def _refuse_truth_values(given: Mapping[str, Any], read: Mapping[str, Any], path: str = "") -> None:

@@ -50,3 +50,12 @@ def deterministic(device: str) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether there was too little memory: torch says so in its own ways, and on the CPU in words alone."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Many cells, one after another: what is there already is skipped, what finishes is kept at once."""
+"""Many cells: what is there already is skipped, what finishes is kept at once, whoever carries them out."""
 
 from __future__ import annotations
 
@@ -9,17 +9,104 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from filelock import Timeout
 
 from bench import store
 from bench.config import RunConfig, label
+from bench.definition import Definition, Fingerprints, definition_of
+from bench.device import lacks_memory
 from bench.interrupt import interruptible
+from bench.locks import LOCK, lock_of
+from bench.matrices import save_matrix
 from flora.errors import BadInput
 from flora.events import Listener
+from flora.settings import Settings
 
 if TYPE_CHECKING:
+    from bench.cell import Leftovers
+    from bench.checkpoints import Checkpoints
     from flora.cache import FeatureCache
+
+SECONDS_BETWEEN_TRIES = 1.0
+"""How long to wait before asking again whether another process is done with a cell."""
+
+FAILURE, TRACEBACK = "failure.json", "error.txt"
+
+Cause = Literal["", "error", "memory", "crash", "timeout"]
+
+
+class CellOptions(Settings):
+    """How a cell is run; nothing of it changes a number but times.
+
+    Attributes:
+        weights: which trained tensors to keep, of `bench.store.WEIGHTS_KEPT_BYTES`.
+        cache_folder: where what frozen towers give is kept from cell to cell; None for nowhere.
+        cache_limit_bytes: most that it may take; None for any.
+        checkpoint_rounds: keep the state of a run after every so many rounds; 0 for never; None for as soon
+            as half a minute would be lost.
+        one_by_one: train clients one after another where the configuration leaves the choice: it takes the
+            least memory.
+    """
+
+    weights: Literal["none", "small", "all"] = "small"
+    cache_folder: str | None = None
+    cache_limit_bytes: int | None = None
+    checkpoint_rounds: int | None = None
+    one_by_one: bool = False
+
+    def cache(self) -> FeatureCache | None:
+        """Open the cache of features."""
+        if self.cache_folder is None:
+            return None
+        from flora.cache import FeatureCache
+
+        return FeatureCache(Path(self.cache_folder), self.cache_limit_bytes)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to run.
+
+    Attributes:
+        config: the cell.
+        path: of its `run.json`.
+        definition: all that its numbers follow from.
+        options: how it is run.
+        fresh: run it even if it has a result.
+    """
+
+    config: RunConfig
+    path: Path
+    definition: Definition
+    options: CellOptions = field(default_factory=CellOptions)
+    fresh: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where all of the cell is kept."""
+        return self.path.parent
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values, for another process."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "path": str(self.path),
+            "definition": self.definition.to_dict(),
+            "options": self.options.model_dump(mode="json"),
+            "fresh": self.fresh,
+        }
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Job:
+        """Read what `to_dict` gave."""
+        definition = Definition.read(values["definition"])
+        assert definition is not None
+        config, options = RunConfig.read(values["config"]), CellOptions(**values["options"])
+        return cls(config, Path(values["path"]), definition, options, values["fresh"])
 
 
 @dataclass(frozen=True)
@@ -28,30 +115,64 @@ class Outcome:
 
     Attributes:
         config: the cell.
-        status: "ran" now; "kept" from before; "refused" as the cell asks for the impossible; "failed".
+        status: "ran" now; "kept" from before, or from another process that ran it meanwhile; "refused" as
+            the cell asks for the impossible; "failed"; "busy" as another process is on it.
         path: of its `run.json`, which is there in the first two cases.
         summary: of its result; empty if there is none.
         reason: one line on why it was refused or failed.
+        cause: of a failure: "error", an exception; "memory", there was too little; "crash", its process
+            died; "timeout".
     """
 
     config: RunConfig
-    status: Literal["ran", "kept", "refused", "failed"]
+    status: Literal["ran", "kept", "refused", "failed", "busy"]
     path: Path
     summary: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    cause: Cause = ""
 
 
-class Watcher(Listener):
-    """Told how a matrix gets on; a listener of the running cell too."""
+class Watcher:
+    """Told how a matrix gets on."""
 
     def matrix_started(self, cells: Sequence[RunConfig], left: Sequence[RunConfig]) -> None:
         """There are `cells` in all, of which those in `left` have no result yet."""
 
-    def cell_started(self, config: RunConfig) -> None:
-        """`config` begins to run."""
+    def found_stale(self, config: RunConfig, changes: Sequence[str]) -> None:
+        """The result of `config` is to be replaced, as what it follows from has changed; how, in words."""
+
+    def cell_started(self, config: RunConfig) -> Listener:
+        """`config` begins to run, maybe beside others; gives who is told of its phases and rounds."""
+        return Listener()
 
     def cell_ended(self, outcome: Outcome) -> None:
         """A cell that was started has ended."""
+
+
+class Executor(Protocol):
+    """Carries cells out."""
+
+    def prepare(self) -> None:
+        """Begin to get ready, while the cells are checked."""
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher) -> Iterator[Outcome]:
+        """Run every job and yield what became of it, in the order in which they end."""
+
+
+class InProcess:
+    """Runs one cell after another in this process."""
+
+    def prepare(self) -> None:
+        """There is nothing to get ready."""
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher) -> Iterator[Outcome]:
+        """Run the jobs in their order."""
+        warm_up_seconds = sum(map(warm_up, {job.config.device: None for job in jobs}))
+        with libraries_left_alone():
+            for job in jobs:
+                outcome = run_one(job, watcher.cell_started(job.config), warm_up_seconds)
+                watcher.cell_ended(outcome)
+                yield outcome
 
 
 def run_matrix(
@@ -62,8 +183,16 @@ def run_matrix(
     weights: str = "small",
     cache: FeatureCache | None = None,
     isolate: bool = False,
+    *,
+    executor: Executor | None = None,
+    checkpoint_rounds: int | None = None,
+    keep_stale: bool = False,
+    command: Sequence[str] | None = None,
 ) -> Iterator[Outcome]:
-    """Run the cells that have no result in `results`, yielding what became of each cell, in order.
+    """Run the cells that have no result in `results`, yielding what became of each: first those that had one.
+
+    Several processes may do so at once on one folder: a cell that another has begun is left to it, and its
+    result waited for at the end.
 
     Args:
         cells: what to run.
@@ -73,41 +202,63 @@ def run_matrix(
         weights: which trained tensors to keep, of `bench.store.WEIGHTS_KEPT_BYTES`.
         cache: where what frozen towers give is kept from cell to cell and run to run; None for nowhere.
         isolate: run each cell in a process of its own, see `bench.isolate`.
+        executor: who runs the cells; if not given, this process, one after another.
+        checkpoint_rounds: see `CellOptions`.
+        keep_stale: take a result whose definition has changed since (images, weights, code) as it is.
+        command: what was typed, for `flora-bench status` to show.
 
     Raises:
         BadInput: before anything runs, if `results` cannot be written or a stored result of these cells
-            is damaged, of a newer schema, or made from other images or weights, unless `fresh` says to
-            replace it; or if a cell asks for a task, split or model that cannot be had.
+            is damaged or of a newer schema, unless `fresh` says to replace it; or if a cell asks for a task,
+            split or model that cannot be had.
     """
     watcher = watcher or Watcher()
     store.check_writable(results)
+    options = CellOptions(
+        weights=weights,
+        cache_folder=None if cache is None else str(cache.folder),
+        cache_limit_bytes=None if cache is None else cache.limit_bytes,
+        checkpoint_rounds=checkpoint_rounds,
+    )
     paths = [store.run_path(results, config.model_dump(mode="json"), config.hash) for config in cells]
-    kept = {} if fresh else _kept(cells, paths)
-    left = [config for config, path in zip(cells, paths, strict=True) if path not in kept]
-    if left and isolate:
-        from bench.isolate import run_isolated, start_server, wait_for_server
-
-        start_server()  # it loads libraries while the cells are checked
-    _check(left)
+    seen: Fingerprints = {}
+    kept = {} if fresh else _kept(cells, paths, seen, watcher, keep_stale)
+    without = [(config, path) for config, path in zip(cells, paths, strict=True) if path not in kept]
+    executor = executor or _default(isolate)
+    if without:
+        executor.prepare()  # it may load libraries while the cells are checked
+    _check([config for config, _ in without])
     for folder in {path.parent.parent for path in paths}:
         store.check_writable(folder)
-    watcher.matrix_started(cells, left)
-    if left and isolate:
-        wait_for_server()
-    elif left:
-        warm_up_seconds = sum(map(warm_up, {config.device: None for config in left}))
-    with libraries_left_alone():
-        for config, path in zip(cells, paths, strict=True):
-            if path in kept:
-                yield Outcome(config, "kept", path, kept[path])
-                continue
-            watcher.cell_started(config)
-            if isolate:
-                outcome = run_isolated(config, path, watcher, weights, cache)
+    save_matrix(results, cells, left=[config for config, _ in without], command=command)
+    watcher.matrix_started(cells, [config for config, _ in without])
+    for config, path in zip(cells, paths, strict=True):
+        if path in kept:
+            yield Outcome(config, "kept", path, kept[path])
+    jobs = [Job(config, path, definition_of(config, seen), options, fresh) for config, path in without]
+    yield from _run_all(jobs, executor, watcher)
+
+
+def _default(isolate: bool) -> Executor:
+    if not isolate:
+        return InProcess()
+    from bench.workers import Workers
+
+    return Workers(1)
+
+
+def _run_all(jobs: Sequence[Job], executor: Executor, watcher: Watcher) -> Iterator[Outcome]:
+    """Run jobs, and those that other processes are on as soon as these are done or dead."""
+    while jobs:
+        busy = []
+        for outcome in executor.run(jobs, watcher):
+            if outcome.status == "busy":
+                busy.append(outcome.path)
             else:
-                outcome = run_one(config, path, watcher, weights, cache, warm_up_seconds)
-            watcher.cell_ended(outcome)
-            yield outcome
+                yield outcome
+        jobs = [job for job in jobs if job.path in busy]
+        if jobs:
+            time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 @contextmanager
@@ -121,31 +272,39 @@ def libraries_left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _kept(cells: Sequence[RunConfig], paths: Sequence[Path]) -> dict[Path, Mapping[str, Any]]:
-    """Give the summaries of the cells that have a result made from the images and weights of today."""
+def _kept(
+    cells: Sequence[RunConfig],
+    paths: Sequence[Path],
+    seen: Fingerprints,
+    watcher: Watcher,
+    keep_stale: bool,
+) -> dict[Path, Mapping[str, Any]]:
+    """Give the summaries of the cells whose result follows from all that they follow from today."""
     kept: dict[Path, Mapping[str, Any]] = {}
-    today: dict[str, dict[str, str]] = {}
     for config, path in zip(cells, paths, strict=True):
         if not (stored := store.stored(path)):
             continue
-        from bench.inputs import sources
-
-        key = _inputs(config)
-        found = today[key] if key in today else today.setdefault(key, sources(config))
-        then = {
-            "data": stored.get("data", {}).get("fingerprint", found["data"]),
-            "suites": stored.get("data", {}).get("suites", found["suites"]),
-            "model": stored.get("model", {}).get("fingerprint", found["model"]),
-        }
-        for part, what in (("data", "images"), ("suites", "images"), ("model", "weights")):
-            if then[part] != found[part]:
-                raise BadInput(
-                    f"{path}: was made from other {what} than {label(config)} has now; "
-                    "choose another --results folder, or replace it with --fresh"
-                )
-        _record_tuning(config, path, stored)
-        kept[path] = stored["summary"]
+        changes = () if keep_stale else _changes(config, stored, seen)
+        if changes:
+            watcher.found_stale(config, changes)
+        else:
+            _tidy(path.parent)
+            _record_tuning(config, path, stored)
+            kept[path] = stored["summary"]
     return kept
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a process left that was killed when its cell had just got its result."""
+    if any((folder / name).exists() for name in (LOCK, store.FINISHED)):
+        with suppress(Timeout, OSError), lock_of(folder).acquire(timeout=0):
+            store.recover(folder)
+            (folder / LOCK).unlink()
+
+
+def _changes(config: RunConfig, stored: Mapping[str, Any], seen: Fingerprints) -> Sequence[str]:
+    """Say what of a cell is no longer as it was when its result was made."""
+    return definition_of(config, seen).changes(Definition.read(stored["definition"]), config)
 
 
 def _record_tuning(config: RunConfig, path: Path, stored: dict[str, Any]) -> None:
@@ -198,44 +357,110 @@ def _inputs(config: RunConfig) -> str:
     return json.dumps({**fields, "seed": config.seed.split}, sort_keys=True)
 
 
-def run_one(
-    config: RunConfig,
-    path: Path,
-    watcher: Watcher,
-    weights: str,
-    cache: FeatureCache | None,
-    warm_up_seconds: float,
-) -> Outcome:
+def run_one(job: Job, listener: Listener, warm_up_seconds: float) -> Outcome:
     """Run one cell in this process and keep its result; whatever goes wrong in it stays in it.
 
     Args:
-        config: the cell.
-        path: of its `run.json`.
-        watcher: told of its phases and rounds.
-        weights: which trained tensors to keep, of `bench.store.WEIGHTS_KEPT_BYTES`.
-        cache: where what frozen towers give is kept.
+        job: the cell.
+        listener: told of its phases and rounds.
         warm_up_seconds: what `warm_up` took in this process.
     """
-    from bench.cell import Leftovers, run_cell
-
-    failure = path.with_name("error.txt")
-    leftovers = Leftovers()
     try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with lock_of(job.folder).acquire(timeout=0):
+            outcome = _run_alone(job, listener, warm_up_seconds)
+            if outcome.status in ("ran", "kept"):
+                (job.folder / LOCK).unlink(missing_ok=True)
+    except Timeout:
+        return Outcome(job.config, "busy", job.path, reason="another process is on it")
+    except OSError as error:
+        return failed(job, f"{job.folder} cannot be written: {error.strerror}")
+    return outcome
+
+
+def _run_alone(job: Job, listener: Listener, warm_up_seconds: float) -> Outcome:
+    """Run a cell that no other process is on, unless one that was has left a result."""
+    try:
+        store.recover(job.folder)
+        stored = None if job.fresh else store.stored(job.path)
+        if stored and Definition.read(stored["definition"]) == job.definition:
+            return Outcome(job.config, "kept", job.path, stored["summary"])
         with interruptible():
-            result = run_cell(config, [watcher], leftovers, cache)
-            result["summary"]["warm_up_seconds"] = warm_up_seconds
-            result["weights"] = store.save_weights(path, leftovers.weights, weights)
-            for name, rows in leftovers.tables.items():
-                result[name] = store.save_table(path, name, rows)
-            store.save_run(path, result)
+            summary = _run_and_keep(job, listener, warm_up_seconds)
     except BadInput as error:
-        return Outcome(config, "refused", path, reason=str(error))
+        _note(job, str(error), "refused")
+        return Outcome(job.config, "refused", job.path, reason=str(error))
     except Exception as error:
-        with suppress(OSError):  # on a full disk the reason below has to do
-            failure.parent.mkdir(parents=True, exist_ok=True)
-            failure.write_text(traceback.format_exc(), encoding="utf-8")
-        message = " ".join(str(error).split())  # libraries use several lines
-        reason = f"{type(error).__name__}: {message} (traceback in {failure})"
-        return Outcome(config, "failed", path, reason=reason)
-    failure.unlink(missing_ok=True)
-    return Outcome(config, "ran", path, result["summary"])
+        return failed_by(job, error)
+    return Outcome(job.config, "ran", job.path, summary)
+
+
+def _run_and_keep(job: Job, listener: Listener, warm_up_seconds: float) -> Mapping[str, Any]:
+    from bench.cell import Leftovers, run_cell
+    from bench.cell_log import LOG, CellLog
+    from bench.checkpoints import Checkpoints
+    from bench.progress_file import ProgressFile
+
+    options, leftovers = job.options, Leftovers()
+    checkpoints = Checkpoints(job.folder, job.definition.hash, options.checkpoint_rounds)
+    if job.fresh:
+        checkpoints.remove()
+    latest = checkpoints.latest
+    resumed_from = None if latest is None else latest.round
+    with CellLog(job.folder / LOG, job.config, resumed_from) as log:
+        with ProgressFile(job.folder, job.config, resumed_from) as shown:
+            result = run_cell(
+                job.config,
+                [listener, log, shown],
+                leftovers,
+                options.cache(),
+                checkpoints=checkpoints,
+                one_by_one=options.one_by_one,
+            )
+        result["summary"]["warm_up_seconds"] = warm_up_seconds
+        result["definition"] = job.definition.to_dict()
+        _keep(job, result, leftovers, checkpoints)
+    return dict(result["summary"])
+
+
+def _keep(job: Job, result: dict[str, Any], leftovers: Leftovers, checkpoints: Checkpoints) -> None:
+    """Have the result and what lies beside it take their place at once; what is needed no more goes."""
+    with store.staged(job.path) as path:
+        result["weights"] = store.save_weights(path, leftovers.weights, job.options.weights)
+        for name, rows in leftovers.tables.items():
+            result[name] = store.save_table(path, name, rows)
+        result["rounds_table"] = store.save_rounds(path, result)
+        store.save_run(path, result)
+        # from here on the result is safe, though not in its place
+        checkpoints.remove()
+        for name in (FAILURE, TRACEBACK):
+            (job.folder / name).unlink(missing_ok=True)
+
+
+def failed_by(job: Job, error: Exception) -> Outcome:
+    """Write down which exception left a cell without a result."""
+    with suppress(OSError):  # on a full disk the reason below has to do
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    message = " ".join(str(error).split())  # libraries use several lines
+    reason = f"{type(error).__name__}: {message} (traceback in {job.folder / TRACEBACK})"
+    return failed(job, reason, "memory" if lacks_memory(error) else "error")
+
+
+def failed(job: Job, reason: str, cause: Cause = "error") -> Outcome:
+    """Write down why a cell has no result."""
+    _note(job, reason, cause)
+    return Outcome(job.config, "failed", job.path, reason=reason, cause=cause)
+
+
+def _note(job: Job, reason: str, cause: str) -> None:
+    noted = {
+        "reason": reason,
+        "cause": cause,
+        "definition": job.definition.hash,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "traceback": TRACEBACK if (job.folder / TRACEBACK).exists() else None,
+    }
+    with suppress(OSError):  # on a full disk the outcome has to do
+        job.folder.mkdir(parents=True, exist_ok=True)  # its process may have ended before it did
+        (job.folder / FAILURE).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")

@@ -11,15 +11,20 @@ cell sends is unpickled.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
+import math
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+import traceback
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from multiprocessing import connection, parent_process
@@ -27,18 +32,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench.config import RunConfig
-from bench.execute import Outcome, Watcher, run_one, warm_up
+from bench.execute import TRACEBACK, Cause, Job, Outcome, failed, failed_by, run_one, warm_up
 from bench.interrupt import interruptible
 from bench.perf.apart import with_suite_on_path
-from flora.events import Phase, RoundRecord
-
-if TYPE_CHECKING:
-    from flora.cache import FeatureCache
+from flora.errors import BadInput
+from flora.events import Listener, Phase, RoundRecord
 
 PRELOADED = (
     "bench.isolate",
@@ -90,7 +92,7 @@ def wait_for_server() -> None:
             with _without_main_module():
                 process.start()
         except BaseException:
-            _stop(process)
+            _stop([process])
             raise
         process.join()
 
@@ -99,37 +101,150 @@ def _nothing() -> None:
     """Do nothing: that it was forked is enough."""
 
 
-def run_isolated(
-    config: RunConfig, path: Path, watcher: Watcher, weights: str, kept: FeatureCache | None
-) -> Outcome:
-    """Run one cell in a new process and wait for it; whatever goes wrong stays in it, its death included.
+class CellProcess:
+    """A cell in a new process: whatever goes wrong in it stays in it, its death included.
 
     Args:
-        config: the cell.
-        path: of its `run.json`.
-        watcher: told of the cell's phases outside of rounds, how far they are, and of the ends of its rounds.
-        weights: which trained tensors to keep, of `bench.store.WEIGHTS_KEPT_BYTES`.
-        kept: where what frozen towers give is kept.
-
-    Raises:
-        KeyboardInterrupt: this process was asked to stop; that of the cell has ended by then.
+        job: the cell.
+        listener: told, in `ended`, of the cell's phases outside of rounds, of how far they are, and of its
+            rounds' ends.
+        environment: variables that the process has besides this one's.
+        threads: how many cores an operation may use in it; if not given, as many as here.
+        timeout_seconds: after how long to give the cell up.
     """
-    start_server()
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    request = json.dumps({**_request(config, path, weights, kept), **_process_state()})
-    process = _CONTEXT.Process(target=_serve, args=(sender, request), name="flora-bench cell")
-    with receiver, interruptible():
-        try:
-            with sender, _without_main_module():
-                process.start()
-            outcome = _follow(receiver, process, watcher)
-        except BaseException:
-            _stop(process)
-            raise
-        process.join()
-    if outcome is None:
-        return Outcome(config, "failed", path, reason=_cause(process.exitcode))
-    return Outcome(config, path=path, **outcome)
+
+    def __init__(
+        self,
+        job: Job,
+        listener: Listener,
+        *,
+        environment: Mapping[str, str] = {},
+        threads: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        self.job = job
+        self._listener = listener
+        self._timeout_seconds = timeout_seconds
+        self._receiver, self._sender = multiprocessing.Pipe(duplex=False)
+        self._trace = _Trace()
+        request = json.dumps({"job": job.to_dict(), **_process_state(environment, threads)})
+        arguments = (self._sender, self._trace.writer, request)
+        self.process = _CONTEXT.Process(target=_serve, args=arguments, name="flora-bench cell")
+        self._outcome: Outcome | None = None
+        self._heard_all = self._asked_to_end = self._late = False
+        self.due = math.inf
+        """When `ended` has something to do even if nothing happens, on the clock of `time.monotonic`."""
+
+    def start(self) -> None:
+        """Start the process; `stop` ends it even if this was interrupted."""
+        start_server()
+        with self._sender, self._trace, _without_main_module():
+            self.process.start()
+        if self._timeout_seconds is not None:
+            self.due = time.monotonic() + self._timeout_seconds
+
+    @property
+    def sources(self) -> list[Connection | int]:
+        """What to wait for, with `wait`."""
+        return [self.process.sentinel, *([] if self._heard_all else [self._receiver])]
+
+    def ended(self) -> Outcome | None:
+        """Pass on what the cell has told since the last call; say what became of it, None while it runs.
+
+        It never waits, and stops a cell that takes too long.
+        """
+        runs = self.process.is_alive()  # first: what it said last is then there
+        self._listen()
+        if runs:
+            self._mind_the_time()
+            return None
+        outcome = self._outcome or self._failed(self._trace.read())
+        self.close()
+        return outcome
+
+    def close(self) -> None:
+        """Let go of what was kept for a process that has ended."""
+        self._receiver.close()
+        self._trace.file.close()
+
+    def _listen(self) -> None:
+        # what the process started may outlive it and hold the pipe open, so there may be no end of it
+        while not self._heard_all and self._receiver.poll():
+            try:
+                message: dict[str, Any] = json.loads(self._receiver.recv_bytes())
+            except (EOFError, OSError):  # the latter within a message
+                self._heard_all = True
+                return
+            if (outcome := message.pop("outcome", None)) is None:
+                tell(self._listener, message)
+            else:
+                self._outcome = Outcome(self.job.config, path=self.job.path, **outcome)
+                self._heard_all = self._asked_to_end = True
+                self.due = time.monotonic() + SECONDS_TO_STOP
+
+    def _mind_the_time(self) -> None:
+        if time.monotonic() < self.due:
+            return
+        if self._asked_to_end:
+            self.process.kill()
+            self.due = math.inf
+        else:
+            self.process.terminate()
+            self._late = self._asked_to_end = True
+            self.due = time.monotonic() + SECONDS_TO_STOP
+
+    def _failed(self, trace: str) -> Outcome:
+        """Say and write down why there is no outcome, with where the process was when it ended."""
+        reason, cause = _cause(self.process.exitcode)
+        if self._late:
+            reason, cause = f"it took longer than {self._timeout_seconds:g} s and was stopped", "timeout"
+        file = self.job.folder / TRACEBACK
+        with suppress(OSError):  # on a full disk the reason has to do
+            file.unlink(missing_ok=True)  # it may be there from another time
+            if trace:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(trace, encoding="utf-8")
+                reason = f"{reason} (traceback in {file})"
+        return failed(self.job, reason, cause)
+
+
+class _Trace:
+    """A file without a name, in which a process leaves where it was when it came to its end.
+
+    Attributes:
+        file: that, open for this process.
+        writer: for the other one, until the `with` around its start ends. It is a connection, though to no
+            other end, as those can be handed to a process; None on Windows, where it cannot be.
+    """
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed by its owner)
+        self.writer = Connection(os.dup(self.file.fileno()), readable=False) if os.name != "nt" else None
+
+    def __enter__(self) -> None:
+        """Nothing is to be done first."""
+
+    def __exit__(self, *error: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def read(self) -> str:
+        self.file.seek(0)
+        return self.file.read().decode(errors="replace")
+
+
+def wait(processes: Collection[CellProcess]) -> None:
+    """Wait until `CellProcess.ended` of one of these has something to do."""
+    left = min(process.due for process in processes) - time.monotonic()
+    sources = [source for process in processes for source in process.sources]
+    connection.wait(sources, None if left == math.inf else max(0.0, left))
+
+
+def stop(processes: Collection[CellProcess]) -> None:
+    """End the processes, all at once, and by force those that do not end by themselves."""
+    _stop([process.process for process in processes])
+    for process in processes:
+        process.close()
 
 
 @contextmanager
@@ -143,53 +258,29 @@ def _without_main_module() -> Iterator[None]:
         sys.modules["__main__"] = hidden
 
 
-def _request(config: RunConfig, path: Path, weights: str, kept: FeatureCache | None) -> dict[str, Any]:
-    return {
-        "config": config.model_dump(mode="json"),
-        "path": str(path),
-        "weights": weights,
-        "cache": None if kept is None else {"folder": str(kept.folder), "limit_bytes": kept.limit_bytes},
-    }
-
-
-def _process_state() -> dict[str, Any]:
+def _process_state(environment: Mapping[str, str], threads: int | None) -> dict[str, Any]:
     """What numbers may depend on and a cell's process has not from this one, as the server is its parent."""
     import torch
 
     return {
-        "environment": dict(os.environ),
-        "threads": torch.get_num_threads(),
+        "environment": {**os.environ, **environment},
+        "threads": threads or torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
     }
 
 
-def _follow(receiver: Connection, process: BaseProcess, watcher: Watcher) -> dict[str, Any] | None:
-    """Pass the cell's events on to `watcher` until its outcome comes; None if it ended without."""
-    while True:
-        # what the process started may outlive it and hold the pipe open, so its end alone is no sign
-        connection.wait([receiver, process.sentinel])
-        if not receiver.poll():
-            return None
-        try:
-            message: dict[str, Any] = json.loads(receiver.recv_bytes())
-        except (EOFError, OSError):  # the latter within a message
-            return None
-        if (outcome := message.pop("outcome", None)) is not None:
-            return dict(outcome)
-        _tell(watcher, message)
-
-
-def _tell(watcher: Watcher, message: Mapping[str, Any]) -> None:
+def tell(listener: Listener, message: Mapping[str, Any]) -> None:
+    """Pass on an event that a `Forwarder` has sent."""
     match message:
         case {"round_ended": record}:
-            watcher.round_ended(_reader(RoundRecord).validate_python(record))
+            listener.round_ended(_reader(RoundRecord).validate_python(record))
         case {"phase_started": phase}:
-            watcher.phase_started(Phase(**phase))
+            listener.phase_started(Phase(**phase))
         case {"phase_ended": phase}:
-            watcher.phase_ended(Phase(**phase))
+            listener.phase_ended(Phase(**phase))
         case {"advanced": phase, "done": done, "total": total}:
-            watcher.advanced(Phase(**phase), done, total)
+            listener.advanced(Phase(**phase), done, total)
 
 
 @cache
@@ -197,72 +288,108 @@ def _reader(of: type) -> TypeAdapter[Any]:
     return TypeAdapter(of)
 
 
-def _stop(process: BaseProcess) -> None:
-    """End the process, by force if it does not end by itself."""
-    if process.pid is None:
-        return
-    process.terminate()
-    process.join(SECONDS_TO_STOP)
-    if process.is_alive():
-        process.kill()
+def _stop(processes: Collection[BaseProcess]) -> None:
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        process.terminate()
+    end = time.monotonic() + SECONDS_TO_STOP
+    for process in started:
+        process.join(max(0.0, end - time.monotonic()))
+    for process in started:
+        if process.is_alive():
+            process.kill()
+    for process in started:
         process.join()
 
 
-def _cause(exit_code: int | None) -> str:
+def _cause(exit_code: int | None) -> tuple[str, Cause]:
+    """Say why a process left no outcome, in words and in one."""
     if exit_code is None or exit_code >= 0:
-        return f"its process ended with exit code {exit_code} and left no result"
+        return f"its process ended with exit code {exit_code} and left no result", "crash"
     name = signal.Signals(-exit_code).name
-    hint = ", as happens where memory runs out" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{hint}"
+    if name == "SIGKILL":
+        return f"its process was ended by {name}, as happens where memory runs out", "memory"
+    return f"its process was ended by {name}", "crash"
 
 
 # --- in the cell's process -----------------------------------------------------------------------------
 
 
-class _Forwarder(Watcher):
-    """Sends the parent what a watcher shows; what passes within rounds would cost time there."""
+class Forwarder(Listener):
+    """Sends the parent what people are shown; what passes within rounds would cost time there."""
 
     def __init__(self, sender: Connection) -> None:
         self._sender = sender
 
     def send(self, **message: Any) -> None:
-        self._sender.send_bytes(json.dumps(message).encode())
+        """Send a message to the parent, without which there is nothing to do here any more."""
+        try:
+            self._sender.send_bytes(json.dumps(message).encode())
+        except OSError:  # the parent is gone: that is no failure of the cell, which may be gone on with
+            os._exit(_INTERRUPTED)
 
     def phase_started(self, phase: Phase) -> None:
+        """Send it if it is outside of rounds."""
         if phase.round is None:
             self.send(phase_started=asdict(phase))
 
     def phase_ended(self, phase: Phase) -> None:
+        """Send it if it is outside of rounds."""
         if phase.round is None:
             self.send(phase_ended=asdict(phase))
 
     def advanced(self, phase: Phase, done: int, total: int) -> None:
+        """Send it."""
         self.send(advanced=asdict(phase), done=done, total=total)
 
     def round_ended(self, record: RoundRecord) -> None:
+        """Send the record."""
         self.send(round_ended=asdict(record))
 
 
-def _serve(sender: Connection, request: str) -> None:
+def _serve(sender: Connection, trace: Connection | None, request: str) -> None:
     """Run the cell that was asked for and send its outcome; called in its process."""
     # What was there before the fork is no garbage: to look through it at each collection takes 0.3 s, and
     # would copy its pages.
     gc.freeze()
+    _be_first_to_go()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if trace is not None:
+        faulthandler.enable(trace.fileno())
+    forwarder = Forwarder(sender)
     try:
-        outcome = _run(json.loads(request), forwarder := _Forwarder(sender))
+        forwarder.send(outcome=_run(json.loads(request), forwarder))
     except KeyboardInterrupt:
+        if trace is not None:
+            os.write(trace.fileno(), traceback.format_exc().encode())
         sys.exit(_INTERRUPTED)
-    forwarder.send(
-        outcome={"status": outcome.status, "summary": dict(outcome.summary), "reason": outcome.reason}
-    )
 
 
-def _run(asked: Mapping[str, Any], watcher: Watcher) -> Outcome:
+def _be_first_to_go() -> None:
+    """Have Linux end this process before others when memory runs out: one cell fails, and the rest go on."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def _run(asked: Mapping[str, Any], listener: Listener) -> dict[str, Any]:
+    """Run a cell and give its outcome as JSON has it."""
     _take_on(asked)
-    config = RunConfig.read(asked["config"])
-    seconds = warm_up(config.device)
-    return run_one(config, Path(asked["path"]), watcher, asked["weights"], _cache(asked["cache"]), seconds)
+    try:
+        job = Job.read(asked["job"])
+    except BadInput as error:  # what the caller could read, this process cannot: it has no GPU, say
+        return {"status": "refused", "reason": str(error)}
+    try:
+        warm_up_seconds = warm_up(job.config.device)
+    except Exception as error:  # a GPU may be full before the cell itself begins
+        outcome = failed_by(job, error)
+    else:
+        outcome = run_one(job, listener, warm_up_seconds)
+    return {
+        "status": outcome.status,
+        "summary": dict(outcome.summary),
+        "reason": outcome.reason,
+        "cause": outcome.cause,
+    }
 
 
 def _end_with_parent() -> None:
@@ -282,11 +409,3 @@ def _take_on(state: Mapping[str, Any]) -> None:
     if torch.get_num_threads() != state["threads"]:
         torch.set_num_threads(state["threads"])
     torch.use_deterministic_algorithms(state["deterministic"], warn_only=state["warn_only"])
-
-
-def _cache(described: Mapping[str, Any] | None) -> FeatureCache | None:
-    if described is None:
-        return None
-    from flora.cache import FeatureCache
-
-    return FeatureCache(Path(described["folder"]), described["limit_bytes"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -21,6 +22,10 @@ PRESETS = Path(__file__).parent / "presets"
 # Sections and what a value stands for that is not a mapping: a bare name, or one seed for every stream.
 SECTIONS = ("model", "method", "split", "optimizer", "codec", "seed", "data", "evaluation", "compute")
 SMOKE_ROUNDS = 2
+
+MANY_CELLS = 10_000
+"""Above so many cells a command asks before it expands a matrix, which takes 0.1 ms and 10 KB a cell."""
+
 # What a cell is. An included cell that is another is none of the cells that an override asks for.
 IDENTITY = ("task", "method", "split")
 
@@ -53,13 +58,24 @@ class Matrix:
         Raises:
             BadInput: no such preset or file, or what is in it cannot be used.
         """
-        content = _read_yaml(_find(source))
-        include: Sequence[Mapping[str, Any]] = _patterns(content, "include")
-        exclude = _patterns(content, "exclude")
+        matrix = _read(_find(source))
+        content, include = matrix.fields, matrix.include
         for override in overrides:
             content, include = _override(content, include, override)
-        content, *include = (_without_stale_tuning(entry, overrides) for entry in (content, *include))
-        return cls(include=include, exclude=exclude, **content)
+        replaced = {override.partition("=")[0].strip() for override in overrides}
+        content, *include = (_without_stale_tuning(entry, replaced) for entry in (content, *include))
+        return cls(include=include, exclude=matrix.exclude, **content)
+
+    def count(self) -> int:
+        """Count the cells without making them; what `exclude` drops counts too.
+
+        Raises:
+            BadInput: a list is empty.
+        """
+        return sum(_count(fields) for fields in self._variants())
+
+    def _variants(self) -> list[dict[str, Any]]:
+        return [self.fields, *({**self.fields, **entry} for entry in self.include)]
 
     def cells(self) -> list[RunConfig]:
         """Expand to runs, in the order the lists are written in, the first field varying slowest.
@@ -67,18 +83,15 @@ class Matrix:
         Raises:
             BadInput: a cell is not valid or appears twice, or none is left.
         """
-        variants = [self.fields, *({**self.fields, **entry} for entry in self.include)]
-        read = [RunConfig.read(values) for fields in variants for values in _expand(fields)]
-        for pattern in self.exclude:
-            _check_pattern(pattern, read)
-        cells = [cell for cell in read if not any(_agrees(cell, pattern) for pattern in self.exclude)]
+        read = [cell for fields in self._variants() for cell in _read_cells(fields)]
+        cells = _without_excluded(read, self.exclude) if self.exclude else read
         if not cells:
-            raise BadInput(f"exclude: leaves none of the {len(read)} cells")
+            raise BadInput(f"exclude: leaves none of the {len(read)} cells; let its entries name more fields")
         seen: set[str] = set()
         for cell in cells:
-            if cell.hash in seen:
+            if (key := cell.hash) in seen:
                 raise BadInput(f"the matrix holds this cell twice: {label(cell)}; list each value once")
-            seen.add(cell.hash)
+            seen.add(key)
         return cells
 
 
@@ -111,13 +124,38 @@ def _preset_files() -> list[Path]:
     return sorted(PRESETS.glob("*.yaml"))
 
 
-def _find(source: str) -> Path:
+def _find(source: str, folder: Path = Path()) -> Path:
     known = {path.stem: path for path in _preset_files()}
     if source in known:
         return known[source]
-    if Path(source).is_file():
-        return Path(source)
+    if (file := folder / Path(source).expanduser()).is_file():
+        return file
     raise BadInput(f"there is no preset and no file {source!r}{nearest(source, known)}")
+
+
+def _read(path: Path, reached_by: tuple[Path, ...] = ()) -> Matrix:
+    """Read a file, on top of what it extends."""
+    if path.resolve() in [one.resolve() for one in reached_by]:
+        chain = " → ".join(one.name for one in (*reached_by, path))
+        raise BadInput(f"extends: {chain} goes round in a circle; let one of them extend nothing")
+    content = _read_yaml(path)
+    include, exclude = _patterns(content, "include"), _patterns(content, "exclude")
+    if "extends" not in content:
+        return Matrix(include=include, exclude=exclude, **content)
+    base = _read(_extended(path, content.pop("extends")), (*reached_by, path))
+    fields = {**_without_stale_tuning(base.fields, content.keys()), **content}
+    theirs = [_without_stale_tuning(entry, content.keys() - entry.keys()) for entry in base.include]
+    return Matrix(include=[*theirs, *include], exclude=[*base.exclude, *exclude], **fields)
+
+
+def _extended(path: Path, source: object) -> Path:
+    """Find what a file extends: a preset, or a file by its path from that file's folder."""
+    if not isinstance(source, str):
+        raise BadInput(f"{path}: extends: {source!r} must be one preset's name or one file's path")
+    try:
+        return _find(source, path.parent)
+    except BadInput as error:
+        raise BadInput(f"{path}: extends: {error}") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -177,14 +215,18 @@ def _patterns(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _without_stale_tuning(entry: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Drop the record of a tuning one of whose values was replaced: it would speak of another run."""
-    replaced = {override.partition("=")[0].strip() for override in overrides}
+def _without_stale_tuning(entry: Mapping[str, Any], replaced: Collection[str]) -> dict[str, Any]:
+    """Drop the record of a tuning one of whose values was replaced: it would speak of another run.
+
+    Args:
+        entry: fields.
+        replaced: which were, by dotted path; a section's name stands for all of it.
+    """
     tuning = entry.get("tuning")
     stale = (
         isinstance(tuning, dict)
         and isinstance(chosen := tuning.get("chosen"), dict)
-        and chosen.keys() & replaced
+        and any(field in replaced or field.partition(".")[0] in replaced for field in map(str, chosen))
     )
     return {key: value for key, value in entry.items() if key != "tuning" or not stale}
 
@@ -210,7 +252,7 @@ def _override(
     """Give `fields` and the entries of `include` such that the override holds in every cell."""
     path, value = parse_override(override)
     section, dot, name = path.partition(".")
-    if path in ("include", "exclude"):
+    if path in ("extends", "include", "exclude"):
         raise BadInput(f"--set {override}: must name a field of a run; {path} belongs in a file")
     if section in IDENTITY and (not dot or name == "name"):
         include = [entry for entry in include if section not in entry]
@@ -275,8 +317,40 @@ def _expand(fields: Mapping[str, Any], section: str = "") -> Iterator[dict[str, 
         yield dict(zip(fields, values, strict=True))
 
 
+def _read_cells(fields: Mapping[str, Any]) -> Iterator[RunConfig]:
+    """Read the cells of a product; those that differ in their seed alone are read once but for it."""
+    alike: dict[tuple[int, ...], RunConfig] = {}
+    for values in _expand(fields):
+        # the product holds each value that it combines, so that within it one id is one value
+        key = tuple(id(value) for name, value in values.items() if name != "seed")
+        if key in alike and "seed" in values:
+            yield alike[key].with_seed(values["seed"])
+        else:
+            yield alike.setdefault(key, RunConfig.read(values))
+
+
+def _count(fields: Mapping[str, Any], section: str = "") -> int:
+    """Count what `_expand` gives."""
+    return prod(
+        sum(
+            _count(one, name) if isinstance(one, dict) and not section else 1
+            for one in _listed(fields, name, section)
+        )
+        for name in fields
+    )
+
+
 def _choices(fields: Mapping[str, Any], name: str, section: str) -> Iterator[Any]:
     """Give the single values that a field's value stands for."""
+    for one in _listed(fields, name, section):
+        if isinstance(one, dict) and not section:
+            yield from _expand(one, section=name)
+        else:
+            yield one
+
+
+def _listed(fields: Mapping[str, Any], name: str, section: str) -> list[Any]:
+    """Give what a field lists: its value alone where that is one; sections in it not expanded."""
     value = fields[name]
     takes_list = isinstance(value, list) and _takes_list(fields, name, section)
     if value == [] and not takes_list:
@@ -284,11 +358,7 @@ def _choices(fields: Mapping[str, Any], name: str, section: str) -> Iterator[Any
         raise BadInput(f"{field}: an empty list leaves no cell; give a value or more")
     # for a field whose one value is a list, only a list of lists is many values
     many = isinstance(value, list) and (not takes_list or any(isinstance(v, list) for v in value))
-    for one in value if many else [value]:
-        if isinstance(one, dict) and not section:
-            yield from _expand(one, section=name)
-        else:
-            yield one
+    return value if many else [value]
 
 
 def _takes_list(fields: Mapping[str, Any], name: str, section: str) -> bool:
@@ -302,9 +372,19 @@ def _takes_list(fields: Mapping[str, Any], name: str, section: str) -> bool:
     return any(get_origin(annotation) in (tuple, list) for annotation in annotations)
 
 
-def _check_pattern(pattern: Mapping[str, Any], cells: Sequence[RunConfig]) -> None:
+def _without_excluded(cells: Sequence[RunConfig], patterns: Sequence[Mapping[str, Any]]) -> list[RunConfig]:
+    dumps = [cell.model_dump(mode="json") for cell in cells]
+    for pattern in patterns:
+        _check_pattern(pattern, dumps)
+    return [
+        cell
+        for cell, dump in zip(cells, dumps, strict=True)
+        if not any(_agrees(dump, pattern) for pattern in patterns)
+    ]
+
+
+def _check_pattern(pattern: Mapping[str, Any], dumps: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a field that no cell has: it would never match, and nobody would notice."""
-    dumps = [cell.model_dump() for cell in cells]
     for field, want in pattern.items():
         _check_name(field)
         if field not in RunConfig.model_fields:
@@ -324,8 +404,7 @@ def _check_name(field: object) -> None:
         raise BadInput(f"exclude: {field!r} must be the name of a field, such as method")
 
 
-def _agrees(cell: RunConfig, pattern: Mapping[str, Any]) -> bool:
-    dump = cell.model_dump(mode="json")
+def _agrees(dump: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
     return all(_matches(dump[field], value) for field, value in pattern.items())
 
 

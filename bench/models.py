@@ -36,6 +36,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig
 
 from bench import tiny
+from bench.device import lacks_memory
 from bench.weights import (
     WEIGHTS_SUFFIXES,
     first_line,
@@ -515,7 +516,7 @@ def _random_model(source: _Source) -> Any:
             torch.nn.init.normal_(model.text_decoder.text_projection, std=model.text_decoder.width**-0.5)
             return model
     except Exception as error:  # a local file's settings may be wrong in any way
-        if source.config_file is None:
+        if source.config_file is None or lacks_memory(error):
             raise
         reason = first_line(error)
         raise BadInput(f"model.name: open_clip cannot build '{source.config_file}': {reason}") from None

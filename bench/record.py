@@ -178,6 +178,7 @@ def _times(instruments: Instruments) -> dict[str, Any]:
     clock = instruments.clock
     total, setup = clock.total_seconds, clock.setup_seconds
     transfer = setup.pop("transfer", 0.0)  # it comes after the last round
+    checkpoints = setup.pop("checkpoint", 0.0)
     clients = [spent.seconds for number in clock.rounds for spent in clock.client_times(number)]
     deployed = [clock.deployment_seconds(number) for number in clock.rounds]
     checks = sum(setup.pop(name, 0.0) for name in CHECKS)
@@ -189,6 +190,7 @@ def _times(instruments: Instruments) -> dict[str, Any]:
         "setup_seconds": sum(setup.values()),
         "features_seconds": setup.get("features", 0.0),
         "transfer_seconds": transfer,
+        "checkpoint_seconds": checkpoints,
         "check_seconds": checks + sum(clock.checked_seconds(number) for number in (0, *clock.rounds)),
         "unaccounted_seconds": total - clock.named_seconds,
         "server_seconds": sum(clock.server_seconds(number) for number in clock.rounds),

@@ -1,7 +1,7 @@
 """Results on disk: one `run.json` a run, written whole or not at all, read back as tidy tables.
 
-The layout is `DIR/<task>/<method>/<hash>/run.json`. Nothing is pickled, so a result from anywhere can be
-read without running anything in it.
+The layout is `DIR/<task>/<method>/<hash>/run.json`, with tables and tensors beside it. Nothing is pickled, so
+a result from anywhere can be read without running anything in it.
 """
 
 from __future__ import annotations
@@ -13,24 +13,30 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench.migrations import migrated
 from flora.errors import BadInput
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import Tensor
 
-SCHEMA = 1
-"""Version of `run.json`; it rises whenever a reader of the last version would misread a field."""
+SCHEMA = 2
+"""Version of `run.json`; it rises whenever a reader of the last version would misread or miss a field, and
+`bench.migrations` gains a step then."""
+
+RUN = "run.json"
+"""The file that makes a folder a result."""
 
 ROUND_WORK = ("send", "train", "receive", "aggregate")
 """Phases that `cumulative_seconds` adds up: what a federation has to do, evaluation left out."""
@@ -44,7 +50,11 @@ WEIGHTS = "weights.safetensors"
 WEIGHTS_KEPT_BYTES = {"none": 0, "small": 16 * 2**20, "all": math.inf}
 """Up to which size trained tensors are kept, by the name of the choice."""
 
-_LAYOUT = "*/*/*/run.json"
+FINISHED = ".finished"
+"""Where a complete result is written before it takes its place."""
+
+_TABLES = ("ledger", "clients", "rounds")
+_SIDE_FILES = (WEIGHTS, *(f"{name}.csv" for name in _TABLES))
 _KEYS = ("task", "model", "method", "split", "shots", "seed")
 _NAMED = ("method", "split", "model")
 
@@ -98,6 +108,8 @@ class _Run(_Record):
     split: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     invariants: dict[str, Any] = {}
+    definition: dict[str, str]
+    sittings: list[dict[str, Any]]
 
 
 def run_path(results_dir: Path | str, config: dict[str, Any], config_hash: str) -> Path:
@@ -109,7 +121,7 @@ def run_path(results_dir: Path | str, config: dict[str, Any], config_hash: str) 
         config_hash: hash of its content, which alone makes the path unique.
     """
     folders = _file_name(config["task"]), _file_name(config["method"]["name"]), config_hash
-    return Path(results_dir).joinpath(*folders, "run.json")
+    return Path(results_dir).joinpath(*folders, RUN)
 
 
 def _file_name(name: str) -> str:
@@ -123,10 +135,11 @@ def _file_name(name: str) -> str:
 def save_run(path: Path | str, result: dict[str, Any]) -> None:
     """Write `result` so that `path` holds either what it held before or all of it, whatever happens.
 
-    NaN and infinities have no place in JSON and become null. `schema` is added if it is not there.
+    NaN and infinities have no place in JSON and become null. What is of an earlier schema is brought to
+    today's; `schema`, `definition` and `sittings` are added, the latter two empty, if they are not there.
 
     Args:
-        path: the file, as `run_path` gives it; its folders are made.
+        path: the file, as `run_path` gives it or below `staged`; its folders are made.
         result: the fields of `run.json`; plain values and numpy scalars.
 
     Raises:
@@ -134,15 +147,14 @@ def save_run(path: Path | str, result: dict[str, Any]) -> None:
         ValueError: if `load_run` would refuse it.
         OSError: if it cannot be written.
     """
-    plain = _plain({"schema": SCHEMA, **result}, "result")
+    newest = migrated({"schema": SCHEMA, **result})
+    plain = _plain({"definition": {}, "sittings": [], **newest}, "result")
     _Run.model_validate(plain)
     text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def save_weights(path: Path | str, tensors: Mapping[str, Tensor], which: str) -> dict[str, Any] | None:
@@ -164,7 +176,7 @@ def save_weights(path: Path | str, tensors: Mapping[str, Tensor], which: str) ->
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(file) as temporary:
+    with replacing(file) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         with temporary.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
@@ -216,13 +228,33 @@ def save_table(path: Path | str, name: str, rows: Sequence[Mapping[str, Any]] | 
     content = text.getvalue().encode()
     file = Path(path).with_name(f"{name}.csv")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(file) as temporary:
+    with replacing(file) as temporary:
         temporary.write_bytes(content)
     return {"file": file.name, "rows": len(rows), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def save_rounds(path: Path | str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the rounds of a result as rounds.csv beside its `run.json`: one row a round, the columns flat.
+
+    Args:
+        path: of its `run.json`.
+        result: its fields; only the rounds are read.
+
+    Returns:
+        what `run.json` says of it under `rounds_table`, as `save_table`; the columns are those of
+        `load_rounds` without the ones that tell runs apart.
+    """
+    rows = [_plain(flattened(row), "rounds") for row in _round_rows(result)]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return save_table(path, "rounds", [{name: row.get(name) for name in columns} for row in rows])
+
+
 def load_table(path: Path | str, name: str) -> DataFrame:
-    """Read a table of the run at `path` back, such as its ledger.
+    """Read a table of the run at `path` back.
+
+    Args:
+        path: of its `run.json`.
+        name: the field of `run.json` that describes it: "ledger", "clients" or "rounds_table".
 
     Raises:
         BadInput: it was not kept, or is not that of the run.
@@ -232,7 +264,7 @@ def load_table(path: Path | str, name: str) -> DataFrame:
     kept = load_run(path).get(name)
     if not isinstance(kept, dict):
         raise BadInput(f"{path}: no {name} was kept; run its cell again with --fresh")
-    file = Path(path).with_name(f"{name}.csv")
+    file = Path(path).with_name(Path(str(kept.get("file"))).name)  # what a file says never leads elsewhere
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -283,26 +315,135 @@ def save_predictions(results_dir: Path | str, predictions: Mapping[str, Mapping[
     kept = load_predictions(results_dir)
     file = Path(results_dir) / PREDICTIONS
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(file) as temporary:
+    with replacing(file) as temporary:
         temporary.write_text(json.dumps({**kept, **predictions}, indent=1, sort_keys=True), encoding="utf-8")
     return file
 
 
+def side_files(run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give what `run.json` says of the files beside it, by their names: bytes or rows, and SHA-256."""
+    described = [
+        value for value in run.values() if isinstance(value, dict) and {"file", "sha256"} <= set(value)
+    ]
+    named = {Path(str(value["file"])).name: value for value in described}
+    return {name: value for name, value in named.items() if name not in ("", RUN)}
+
+
+def unlike_saved(path: Path | str, run: Mapping[str, Any]) -> dict[str, str]:
+    """Say of the files beside a run what is wrong with them, by their names: "missing" or "damaged".
+
+    Args:
+        path: of its `run.json`.
+        run: as `load_run` gives it.
+    """
+    wrong = {}
+    for name, described in side_files(run).items():
+        file = Path(path).with_name(name)
+        if not file.exists():
+            wrong[name] = "missing"
+        else:
+            with file.open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != described["sha256"]:
+                    wrong[name] = "damaged"
+    return wrong
+
+
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` that takes its place at the end, or is gone if anything fails."""
+def staged(path: Path | str) -> Iterator[Path]:
+    """Let a run's result take the place of an earlier one as a whole, or not at all.
+
+    All that `save_weights`, `save_table` and `save_run` write to the path given lies apart until the block
+    ends, then takes its place. Whenever the process is killed, `recover` gives the old result or the new one.
+
+    Args:
+        path: of the run's `run.json`. Nobody else may write there meanwhile: hold the cell's lock.
+
+    Yields:
+        the path to save to instead.
+    """
+    folder = Path(path).parent
+    recover(folder)
+    staging = folder / FINISHED
+    try:
+        staging.mkdir(parents=True)
+        flush_folder(folder)
+        yield staging / RUN
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    publish(folder)
+
+
+def publish(folder: Path) -> None:
+    """Move the complete result in `folder/.finished` to its place; what was cut off goes on.
+
+    No `run.json` is ever beside files not its own: an earlier one goes first, the new one comes last.
+
+    Raises:
+        BadInput: there is no complete result.
+        OSError: it cannot be moved; it stays where it is, for `recover`.
+    """
+    staging = folder / FINISHED
+    own = side_files(load_run(staging / RUN))
+    (folder / RUN).unlink(missing_ok=True)
+    flush_folder(folder)
+    for name in _SIDE_FILES:
+        if name not in own:
+            (folder / name).unlink(missing_ok=True)
+    moved = {name: value for name, value in own.items() if not (staging / name).exists()}
+    for name, what in unlike_saved(folder / RUN, moved).items():
+        if what == "damaged":  # an earlier result's, where this one's was not kept
+            (folder / name).unlink()
+    for name in own.keys() - moved.keys():
+        os.replace(staging / name, folder / name)
+    flush_folder(folder)
+    os.replace(staging / RUN, folder / RUN)
+    flush_folder(folder)
+    shutil.rmtree(staging)
+
+
+def recover(folder: Path) -> None:
+    """Make good what a killed process left in the folder of a run, whose lock the caller holds.
+
+    A result that was complete takes its place; one that was not, and files that were being written, go.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    staging = folder / FINISHED
+    try:
+        if (staging / RUN).exists():
+            publish(folder)
+    except BadInput:  # complete once and damaged since: as good as none
+        pass
+    if staging.exists():
+        shutil.rmtree(staging)
+    for left in strays(folder):
+        left.unlink(missing_ok=True)
+
+
+def strays(folder: Path) -> list[Path]:
+    """Name the temporary files that processes killed while writing left in a folder."""
+    return sorted(folder.glob(".*.tmp"))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` that takes its place at the end, flushed, or is gone if anything fails."""
     # not tempfile: its files are readable by their owner alone, and results are shared
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Let the new name itself survive a power cut, where folders can be flushed (not on Windows)."""
     if os.name == "nt":
         return
@@ -331,10 +472,10 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def load_run(path: Path | str) -> dict[str, Any]:
-    """Read a result back.
+    """Read a result back, whatever schema it was written with.
 
     Returns:
-        the fields of `run.json`, unknown ones included.
+        the fields of `run.json` as of today's schema, unknown ones included.
 
     Raises:
         BadInput: if the file cannot be read, is cut short, is of a newer schema or lacks a field.
@@ -352,7 +493,10 @@ def load_run(path: Path | str) -> dict[str, Any]:
     if isinstance(schema, int) and schema > SCHEMA:
         raise BadInput(f"{path}: has schema {schema}, this suite reads up to {SCHEMA}; update flora-bench")
     try:
+        result = migrated(result)
         _Run.model_validate(result)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path}: no whole result of schema {schema} ({error}); {again}") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -391,39 +535,45 @@ def check_writable(results_dir: Path | str) -> None:
         ) from error
 
 
-def load_results(results: Path | str | Sequence[Path]) -> DataFrame:
+def load_results(
+    results: Path | str | Sequence[Path], *, on_damage: Callable[[BadInput], None] | None = None
+) -> DataFrame:
     """Read results into one table.
 
     Args:
-        results: a folder laid out as `<task>/<method>/<hash>/run.json`, all of which are read; or the
-            paths of such files.
+        results: a folder laid out as `<task>/<method>/<hash>/run.json`, all of which are read, through its
+            index where it has one (see `bench.index`); or the paths of such files.
+        on_damage: told of each file that cannot be used, which is left out; if None, the first is raised.
 
     Returns:
         one row a run, sorted by task, method, split, shots, seed and hash. Columns: `task, model, method,
         split, shots` (nullable Int64), `seed` (int, or the four joined as "split-participation-init-order"
         where they differ), `status, config_hash, path`; every other option by its dotted path, such as
         `clients` or `method.rank`; every field of `summary` by its name; `split.fingerprint`,
-        `split.label_skew`, `memory.*`, `flops.*`, `load.*`, `environment.*`; `invariants_checked` (how many)
-        and `broken` (those that did not hold, in words). What a run lacks is missing (NaN or None).
+        `split.label_skew`, `memory.*`, `flops.*`, `load.*`, `environment.*`, `definition.*`;
+        `invariants_checked` (how many) and `broken` (those that did not hold, in words). What a run lacks is
+        missing (NaN or None).
 
     Raises:
         BadInput: if there is none, or one of them is damaged.
     """
-    import pandas as pd
+    from bench.index import indexed
 
-    runs = _read_all(results)
-    frame = pd.json_normalize([_tidy(path, run) for path, run in runs])
-    for name in dict.fromkeys(name for _, run in runs for name in run["summary"]):
-        if frame[name].isna().all():
-            frame[name] = frame[name].astype(float)
-    return _with_integer_shots(frame)
+    if isinstance(results, Path | str):
+        return indexed(Path(results), on_damage=on_damage)
+    rows = [row_of(path, run) for path, run in read_runs(results, on_damage)]
+    if not rows:
+        raise nothing_in(results)
+    rows.sort(key=lambda row: row_order(row.values))
+    shapes = [row.shape for row in rows]
+    return frame_of({name: [row.values.get(name) for row in rows] for name in names_of(shapes)}, shapes)
 
 
-def load_rounds(results_dir: Path | str) -> DataFrame:
-    """Read the rounds of all results below a folder into one table.
+def load_rounds(results: Path | str | Sequence[Path]) -> DataFrame:
+    """Read the rounds of results into one table.
 
     Args:
-        results_dir: a folder laid out as `<task>/<method>/<hash>/run.json`.
+        results: a folder laid out as `<task>/<method>/<hash>/run.json`, or the paths of such files.
 
     Returns:
         one row a run and round, in the order of `load_results`. Columns: `task, model, method, split,
@@ -437,7 +587,15 @@ def load_rounds(results_dir: Path | str) -> DataFrame:
     """
     import pandas as pd
 
-    rows = [row for _, run in _read_all(results_dir) for row in _round_rows(run)]
+    paths = run_files(results) if isinstance(results, Path | str) else results
+    runs = sorted(read_runs(paths), key=lambda read: row_order(row_of(*read).values))
+    if not runs:
+        raise nothing_in(results)
+    rows = [
+        {**_keys(run["config"]), "config_hash": run["config_hash"], **row}
+        for _, run in runs
+        for row in _round_rows(run)
+    ]
     frame = pd.json_normalize(rows)
     return _with_integer_shots(frame.astype({name: float for name in ("accuracy", "loss") if name in frame}))
 
@@ -452,25 +610,79 @@ def _with_integer_shots(frame: DataFrame) -> DataFrame:
     return frame
 
 
-def _read_all(results: Path | str | Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """Read results, in the order of the tables."""
-    paths = Path(results).glob(_LAYOUT) if isinstance(results, Path | str) else results
-    runs = [(path, load_run(path)) for path in paths]
-    if not runs:
-        missing = (
-            "holds no <task>/<method>/<hash>/run.json" if Path(str(results)).is_dir() else "is no folder"
-        )
-        raise BadInput(f"results: {str(results)!r} {missing}; make some with `flora-bench run`")
-    return sorted(runs, key=lambda item: (_order(item[1]), str(item[0])))
+def run_files(results_dir: Path | str) -> list[Path]:
+    """Find the `run.json` of every result in a folder; what begins with a dot is none of them."""
+    found = Path(results_dir).glob(f"*/*/*/{RUN}")
+    return [path for path in found if not any(part.startswith(".") for part in path.parts[-4:])]
 
 
-def _order(run: dict[str, Any]) -> tuple[Any, ...]:
-    keys = _keys(run["config"])
-    shots = -1 if keys["shots"] is None else keys["shots"]
-    seed = keys["seed"]
+def read_runs(
+    paths: Iterable[Path], on_damage: Callable[[BadInput], None] | None = None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Read results one by one, each with its path.
+
+    Args:
+        paths: of their `run.json`.
+        on_damage: told of each that cannot be used; if None, the first is raised.
+    """
+    for path in paths:
+        try:
+            yield path, load_run(path)
+        except BadInput as error:
+            if on_damage is None:
+                raise
+            on_damage(error)
+
+
+def nothing_in(results: Path | str | Sequence[Path]) -> BadInput:
+    """Say that a folder holds no result."""
+    missing = f"holds no <task>/<method>/<hash>/{RUN}" if Path(str(results)).is_dir() else "is no folder"
+    return BadInput(f"results: {str(results)!r} {missing}; make some with `flora-bench run`")
+
+
+class Shape(NamedTuple):
+    """What a row consists of; most rows of a folder share theirs.
+
+    Attributes:
+        names: of its columns, in order.
+        summary: those of the run's summary: numbers, even where no run has one.
+    """
+
+    names: tuple[str, ...]
+    summary: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    """A run in the table of `load_results`: its values by column, and its shape."""
+
+    values: dict[str, Any]
+    shape: Shape
+
+
+def names_of(shapes: Iterable[Shape]) -> list[str]:
+    """Give the columns of a table whose rows have these shapes, each where it first comes up."""
+    return list(dict.fromkeys(name for shape in dict.fromkeys(shapes) for name in shape.names))
+
+
+def frame_of(columns: Mapping[str, Sequence[Any]], shapes: Iterable[Shape]) -> DataFrame:
+    """Make the table of `load_results` of its columns; pandas tells their types from the values."""
+    import pandas as pd
+
+    frame = pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
+    for name in dict.fromkeys(name for shape in dict.fromkeys(shapes) for name in shape.summary):
+        if frame[name].isna().all():
+            frame[name] = frame[name].astype(float)
+    return _with_integer_shots(frame)
+
+
+def row_order(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Give what rows are sorted by, of the values of one: task, method, split, shots, seed, hash and path."""
+    shots = -1 if values["shots"] is None else values["shots"]
+    seed = values["seed"]
     # joined seeds come after plain ones, with which they cannot be compared
     seed_order = (1, 0, seed) if isinstance(seed, str) else (0, seed, "")
-    return keys["task"], keys["method"], keys["split"], shots, seed_order, run["config_hash"]
+    names = values["task"], values["method"], values["split"]
+    return *names, shots, seed_order, values["config_hash"], values["path"]
 
 
 def _keys(config: dict[str, Any]) -> dict[str, Any]:
@@ -494,33 +706,48 @@ def _seed(seed: int | dict[str, int]) -> int | str:
     return seeds[0] if len(set(seeds)) == 1 else "-".join(map(str, seeds))
 
 
-def _tidy(path: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of a run, its dictionaries still nested."""
+def row_of(path: Path | str, run: dict[str, Any]) -> Row:
+    """Put a run into one row.
+
+    Args:
+        path: of its `run.json`, as the row is to name it.
+        run: as `load_run` gives it.
+    """
     config = run["config"]
     options = {key: value for key, value in config.items() if key not in (*_KEYS, "split")}
     # of a part with a name the other fields are its options
     parts = {part: config[part] for part in _NAMED if isinstance(config.get(part), dict)}
     dotted = {
-        f"{part}.{option}": _hashable(value)
+        f"{part}.{option}": hashable(value)
         for part, options_of_part in parts.items()
         for option, value in options_of_part.items()
         if option != "name" and (part, option) != ("split", "shots")
     }
     split = {f"split.{field}": run.get("split", {}).get(field) for field in ("fingerprint", "label_skew")}
-    return {
+    nested = {
         **_keys(config),
         "status": run["status"],
         "config_hash": run["config_hash"],
         "path": str(path),
         "features": run.get("features") or {},
-        **_hashable(options),
+        **hashable(options),
         **dotted,
         **run["summary"],
         **split,
-        **{part: run.get(part) or {} for part in ("memory", "flops", "load", "environment")},
+        **{part: run.get(part) or {} for part in ("memory", "flops", "load", "environment", "definition")},
         "invariants_checked": len(run.get("invariants", {})),
         "broken": broken_invariants(run),
     }
+    values = flattened(dict(sorted(nested.items(), key=lambda item: isinstance(item[1], dict))))
+    return Row(values, Shape(tuple(values), tuple(run["summary"])))
+
+
+def flattened(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Join the keys of nested dictionaries with dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+    return flat
 
 
 def broken_invariants(run: Mapping[str, Any]) -> str:
@@ -532,17 +759,16 @@ def broken_invariants(run: Mapping[str, Any]) -> str:
     )
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
     """Return `value` with its lists as tuples, which a table can group by."""
     if isinstance(value, list):
-        return tuple(map(_hashable, value))
+        return tuple(map(hashable, value))
     if isinstance(value, dict):
-        return {key: _hashable(item) for key, item in value.items()}
+        return {key: hashable(item) for key, item in value.items()}
     return value
 
 
-def _round_rows(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    keys = {**_keys(run["config"]), "config_hash": run["config_hash"]}
+def _round_rows(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     total_bytes, total_seconds = 0, 0.0
     deployment_seconds, joules = 0.0, 0.0
     for record in run["rounds"]:
@@ -554,7 +780,6 @@ def _round_rows(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
             deployment_seconds += _known(record.get("deployment_seconds"))
             joules += _known(record.get("energy_joules"))
         yield {
-            **keys,
             "round": record["round"],
             "accuracy": record["accuracy"],
             "loss": record.get("loss"),

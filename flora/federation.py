@@ -18,6 +18,7 @@ from flora.features import Samples
 from flora.method import Method
 from flora.payload import PayloadError
 from flora.runners import Runner, Upload
+from flora.states import States
 
 # Equal seeds are the rule; this keeps who takes part apart from the batch order (flora.client).
 PARTICIPATION_STREAM = 1
@@ -65,14 +66,25 @@ class Federation:
     def __post_init__(self) -> None:
         self.state = {name: p.detach().to("cpu", copy=True) for name, p in self.method.trainable.items()}
 
-    def rounds(self, count: int) -> Iterator[RoundRecord]:
+    def rounds(self, count: int, after: int | None = None) -> Iterator[RoundRecord]:
         """Yield round 0, the untrained method's evaluation, and then `count` rounds of training.
 
         A method with nothing to train stops after round 0.
+
+        Args:
+            count: of rounds in all.
+            after: the round that was done last, by a federation whose `state` and `states` this one has taken
+                over; it goes on with the next. None: none was.
         """
-        yield self._close(RoundRecord(0, **self._evaluate(0)))
-        for number in range(1, count + 1 if self.state else 1):
+        if after is None:
+            yield self._close(RoundRecord(0, **self._evaluate(0)))
+        for number in range((after or 0) + 1, count + 1 if self.state else 1):
             yield self._round(number)
+
+    @property
+    def states(self) -> dict[str, States]:
+        """What clients keep, by what it is; with `state`, all that the next round starts from."""
+        return self.runner.states
 
     @property
     def trained_state(self) -> dict[str, Tensor] | None:

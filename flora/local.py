@@ -5,7 +5,7 @@ The two bounds between which a federation lies. They share everything with it bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from flora.features import Samples
 from flora.federation import participants, weighted_mean
 from flora.method import Method
 from flora.runners import OneByOne
+from flora.states import States
 
 
 @dataclass
@@ -41,7 +42,7 @@ class LocalTraining:
     trainer: OneByOne
     test: Samples
     clients: int
-    trained: MutableMapping[int, dict[str, Tensor]]
+    trained: States
     participation: float = 1.0
     participation_seed: int = 0
     client_test: Sequence[Tensor] = ()
@@ -51,14 +52,24 @@ class LocalTraining:
     def __post_init__(self) -> None:
         self.state = {name: p.detach().to("cpu", copy=True) for name, p in self.method.trainable.items()}
 
-    def rounds(self, count: int) -> Iterator[RoundRecord]:
+    def rounds(self, count: int, after: int | None = None) -> Iterator[RoundRecord]:
         """Yield round 0, the untrained method's evaluation, and then `count` rounds of training.
 
         A record's accuracy is the mean over the clients of their models' accuracies on the whole test set.
+
+        Args:
+            count: of rounds in all.
+            after: the round that was done last, as in a `Federation`.
         """
-        yield self._close(RoundRecord(0, **self._evaluate(0)))
-        for number in range(1, count + 1 if self.state else 1):
+        if after is None:
+            yield self._close(RoundRecord(0, **self._evaluate(0)))
+        for number in range((after or 0) + 1, count + 1 if self.state else 1):
             yield self._round(number)
+
+    @property
+    def states(self) -> dict[str, States]:
+        """What clients keep from round to round, their models among it."""
+        return {**self.trainer.states, "models": self.trained}
 
     @property
     def trained_state(self) -> dict[str, Tensor] | None:

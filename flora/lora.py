@@ -7,17 +7,19 @@ terms is `lora_alpha = alpha * rank`; A starts from N(0, 1 / rank), B from zero.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from pydantic import AfterValidator, Field
 from torch import nn
 
 from flora.clip import PLACES, Clip
 from flora.errors import nearest
 from flora.method import MatchingOptions, Method, register
+
+if TYPE_CHECKING:  # PEFT takes seconds to import, and most who read options build no adapter
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 
 def _check_place(place: str) -> str:
@@ -26,7 +28,14 @@ def _check_place(place: str) -> str:
     return place
 
 
-Places = Annotated[tuple[Annotated[str, AfterValidator(_check_place)], ...], Field(min_length=1)]
+def _in_order(places: tuple[str, ...]) -> tuple[str, ...]:
+    """Let places be a set, written in one way: adapters are drawn in the model's own order."""
+    return tuple(place for place in PLACES if place in places)
+
+
+Places = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_place)], ...], Field(min_length=1), AfterValidator(_in_order)
+]
 
 
 class AdapterOptions(MatchingOptions):
@@ -73,11 +82,15 @@ class FLoRA(Method):
 
     def _peft_config(self) -> LoraConfig:
         """Say in PEFT's terms which layers are adapted, and how."""
+        from peft import LoraConfig
+
         rank, layers = self.options.rank, self.options.layers(self.clip)
         return LoraConfig(r=rank, lora_alpha=self.options.alpha * rank, target_modules=layers)
 
     def prepare(self, generator: torch.Generator) -> None:
         """Inject the adapters and draw their initial values."""
+        from peft import inject_adapter_in_model
+
         # PEFT fills new adapters from the global stream; keep it untouched, ours overwrite them below
         with torch.random.fork_rng(devices=[]):
             inject_adapter_in_model(self._peft_config(), self.clip)
@@ -99,6 +112,8 @@ class FLoRA(Method):
         return factors(self.trainable)
 
     def _adapted(self) -> list[LoraLayer]:
+        from peft.tuners.lora import LoraLayer
+
         return [module for module in self.clip.modules() if isinstance(module, LoraLayer)]
 
 

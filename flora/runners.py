@@ -1,28 +1,24 @@
-"""Who carries the clients' work out, and where their optimiser states rest between rounds."""
+"""Who carries the clients' work out: one after another in the one model, or many stacked."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from math import ceil
-from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
 from typing import Protocol
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flora import client, group
 from flora.client import OptimizerState
-from flora.codecs import Codec, Plain, Residual
-from flora.errors import BadInput
+from flora.codecs import Codec, Plain
 from flora.events import Events, Work
 from flora.features import Samples
 from flora.method import Method
 from flora.settings import Training
+from flora.states import States
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,10 @@ class Trained:
 class Runner(Protocol):
     """Trains the clients of a round from one broadcast."""
 
+    @property
+    def states(self) -> dict[str, States]:
+        """What clients keep from round to round, by what it is."""
+
     def run(
         self, round: int, clients: Sequence[int], broadcast: bytes, events: Events
     ) -> Iterator[Sequence[Upload]]:
@@ -87,14 +87,20 @@ class Clients:
     samples: Samples
     shares: Sequence[Tensor]
     training: Training
-    kept: MutableMapping[int, OptimizerState] | None
+    kept: States | None
     order_seed: int
     codec: Codec = field(default_factory=Plain, kw_only=True)
-    residuals: MutableMapping[int, Residual] | None = field(default=None, kw_only=True)
+    residuals: States | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if empty := [number for number, share in enumerate(self.shares) if not len(share)]:
             raise ValueError(f"client {empty[0]} has no samples")
+
+    @property
+    def states(self) -> dict[str, States]:
+        """What clients keep from round to round."""
+        named = {"optimizers": self.kept, "residuals": self.residuals}
+        return {name: states for name, states in named.items() if states is not None}
 
     def order(self, round: int, number: int) -> Iterator[Tensor]:
         """Draw a client's batches in a round, as indices of samples."""
@@ -123,9 +129,7 @@ class Clients:
         return upload
 
 
-def _put_away(
-    rest: MutableMapping[int, dict[str, Tensor]], number: int, tensors: dict[str, Tensor] | None
-) -> None:
+def _put_away(rest: States, number: int, tensors: dict[str, Tensor] | None) -> None:
     if tensors is None:
         rest.pop(number, None)
     else:
@@ -247,97 +251,3 @@ class Grouped(Clients):
             number: Trained(tensors, loss / count, count)
             for number, tensors, loss, count in zip(numbers, trained, losses, seen, strict=True)
         }
-
-
-class StatesOnDisk(MutableMapping[int, dict[str, Tensor]]):
-    """Clients' tensors in a temporary folder, as each client would keep its own.
-
-    With many clients and many weights they would not fit in memory: Adam's are twice the model, a client.
-    """
-
-    def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="flora-clients-")
-        self._clients: set[int] = set()
-
-    def _file(self, client: int) -> Path:
-        return Path(self._folder.name) / f"{client}.safetensors"
-
-    def __getitem__(self, client: int) -> dict[str, Tensor]:
-        if client not in self._clients:
-            raise KeyError(client)
-        return load_file(self._file(client))
-
-    def __setitem__(self, client: int, state: dict[str, Tensor]) -> None:
-        # to a new file: what was read from the old one may still be mapped from it
-        written = self._file(client).with_suffix(".new")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, written)
-        written.replace(self._file(client))
-        self._clients.add(client)
-
-    def __delitem__(self, client: int) -> None:
-        self._clients.remove(client)
-        self._file(client).unlink()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._clients)
-
-    def __len__(self) -> int:
-        return len(self._clients)
-
-
-# States of this size in all stay in memory: reading them back from disk would cost more than they do.
-STATES_IN_MEMORY_BYTES = 64 * 2**20
-
-
-def states_for(
-    method: Method, clients: int, training: Training
-) -> MutableMapping[int, OptimizerState] | None:
-    """Choose where `clients` optimiser states rest; nowhere if they are not kept.
-
-    Raises:
-        BadInput: there is no room for them.
-    """
-    if training.optimizer.state == "reset":
-        return None
-    two_moments = 2 * _trainable_bytes(method)
-    return _room_for(clients, two_moments, "optimizer.state: keep", "use reset, or ")
-
-
-def residuals_for(method: Method, clients: int, codec: Codec) -> MutableMapping[int, Residual] | None:
-    """Choose where rests what the updates of `clients` left out; nowhere if it is not kept.
-
-    Raises:
-        BadInput: there is no room for it.
-    """
-    if not codec.keeps_residual:
-        return None
-    what = "codec.error_feedback: true"
-    return _room_for(clients, _trainable_bytes(method), what, "use false, or ")
-
-
-def models_for(method: Method, clients: int) -> MutableMapping[int, dict[str, Tensor]]:
-    """Choose where the trained tensors of `clients` that do not communicate rest.
-
-    Raises:
-        BadInput: there is no room for them.
-    """
-    return _room_for(clients, _trainable_bytes(method), "mode: local_only", "use fewer clients, or ")
-
-
-def _trainable_bytes(method: Method) -> int:
-    """Size of what trains."""
-    return sum(p.numel() * p.element_size() for p in method.trainable.values())
-
-
-def _room_for(clients: int, each: int, what: str, remedy: str) -> MutableMapping[int, dict[str, Tensor]]:
-    """Give a place for `each` bytes a client: in memory if they are few, else on disk."""
-    needed = clients * each
-    if needed <= STATES_IN_MEMORY_BYTES:
-        return {}
-    free = shutil.disk_usage(gettempdir()).free
-    if needed > free:
-        raise BadInput(
-            f"{what} needs {needed / 1e9:.1f} GB for {clients} clients, and "
-            f"{gettempdir()} has {free / 1e9:.1f} GB; {remedy}set TMPDIR to a larger disk"
-        )
-    return StatesOnDisk()

@@ -11,17 +11,23 @@ from bench.cli import (
     cache,
     claims,
     data,
+    diff,
     estimate,
     export,
     list_,
+    merge,
     perf,
     plan,
     pretrain,
     replay,
     report,
+    results,
+    rm,
     run,
+    status,
     tune,
     variance,
+    verify,
 )
 from flora.errors import BadInput
 
@@ -36,6 +42,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("estimate")(estimate.estimate)
 app.command("plan")(plan.plan)
+app.command("status")(status.status)
 app.command("tune")(tune.tune)
 app.command("variance")(variance.variance)
 app.command("list")(list_.list_)
@@ -45,6 +52,11 @@ app.command("report")(report.report)
 app.command("replay")(replay.replay)
 app.command("claims")(claims.claims)
 app.command("perf")(perf.perf)
+app.command("results")(results.results)
+app.command("diff")(diff.diff)
+app.command("verify")(verify.verify)
+app.command("merge")(merge.merge)
+app.command("rm")(rm.rm)
 app.command("export")(export.export)
 app.command("pretrain")(pretrain.pretrain)
 

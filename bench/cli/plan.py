@@ -1,24 +1,43 @@
-"""`flora-bench plan`: what the cells of a matrix will take; nothing runs."""
+"""`flora-bench plan`: where the cells of a matrix stand, and what those left will take; nothing runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.cli.confirm import Yes, confirmed
 from bench.cli.estimate import Calibrate, NoTime, calibrated
 from bench.cli.run import Overrides, Source
 from flora.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.config import RunConfig
+    from bench.definition import Fingerprints
+    from bench.states import State
 
 # Many small clients may be trained in one stack, which takes less time and more memory.
 ONE_BY_ONE = "with one client trained at a time"
+
+PREDICTED = 100
+"""Most kinds of cells to predict unasked, at half a second each."""
+
+ROOMY = 100
+"""Width of a terminal from which on the table itself says why cells stand as they do."""
+
+# Of cells that stand alike the table says at most so much, and of those that do not at most so many things.
+STATE_WIDTH, STATES = 32, 3
+# And so many reasons are given below it.
+DETAILS = 8
+
+NOT_PREDICTED = "not predicted"
+TIME, TRAINABLE = "time\na run", "trainable"
 
 
 @dataclass(frozen=True)
@@ -27,78 +46,155 @@ class Planned:
 
     Attributes:
         cells: these.
-        done: how many have a result.
-        how: the prediction's way, "fake tensors" or "formulas"; or why there is none.
+        states: where each stands.
+        how: the prediction's way, "fake tensors", "formulas" or "saved before"; or why there is none.
         prediction: of each of them.
     """
 
     cells: Sequence[RunConfig]
-    done: int
+    states: Sequence[State]
     how: str
     prediction: Mapping[str, Any]
+
+    @property
+    def left(self) -> int:
+        """How many of them `run` would run: all that are not done, and that no other process is on."""
+        return sum(state.kind not in ("done", "running") for state in self.states)
 
 
 def plan(
     source: Source = "quick",
     overrides: Overrides = None,
     results: Annotated[Path, typer.Option(help="Folder the results are kept in.")] = Path("results"),
+    states: Annotated[
+        bool, typer.Option("--states", help="Say where the cells stand alone, and predict nothing.")
+    ] = False,
     save: Annotated[
-        bool, typer.Option("--save", help="Keep the predictions beside them, for `report`.")
+        bool, typer.Option("--save", help="Predict all cells, and keep it beside their results.")
     ] = False,
     no_time: NoTime = False,
     calibrate: Calibrate = False,
+    yes: Yes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what the cells of a matrix will take, and run nothing."""
+    """Say where the cells of a matrix stand and what those left will take, and run nothing."""
     from bench.matrix import Matrix
 
-    cells = Matrix.read(source, overrides or []).cells()
-    planned = [
-        _planned(group, results, no_time, calibrate and not i) for i, group in enumerate(_groups(cells))
-    ]
+    if states and save:
+        raise BadInput("--save: has nothing to keep with --states; leave one of them out")
+    cells = confirmed(Matrix.read(source, overrides or []), yes).cells()
+    groups = _standing(cells, results)
+    planned = groups if states else _predicted(groups, results, save, no_time, calibrate)
     if save:
         _save(results, {cell.hash: dict(x.prediction) for x in planned for cell in x.cells if x.prediction})
     if as_json:
-        typer.echo(json.dumps([_record(x) for x in planned], indent=1))
+        typer.echo(json.dumps(_records(planned), indent=1))
     else:
-        _print(planned)
+        _print(planned, states)
 
 
-def _groups(cells: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """Put cells together that only differ in their seed."""
-    groups: dict[str, list[RunConfig]] = {}
-    for cell in cells:
+def _standing(cells: Sequence[RunConfig], results: Path) -> list[Planned]:
+    """Put cells together that only differ in their seed, and say where they stand."""
+    from bench.states import states
+
+    found = states(cells, results)
+    groups: dict[str, list[int]] = {}
+    for i, cell in enumerate(cells):
         key = json.dumps(cell.model_dump(mode="json", exclude={"seed", "tuning"}), sort_keys=True)
-        groups.setdefault(key, []).append(cell)
-    return list(groups.values())
+        groups.setdefault(key, []).append(i)
+    return [
+        Planned([cells[i] for i in group], [found[i] for i in group], NOT_PREDICTED, {})
+        for group in groups.values()
+    ]
 
 
-def _planned(cells: Sequence[RunConfig], results: Path, no_time: bool, calibrate: bool) -> Planned:
+def _predicted(
+    groups: Sequence[Planned], results: Path, everything: bool, no_time: bool, calibrate: bool
+) -> list[Planned]:
+    """Add what cells will take: what was saved, else of those that are left, unless these are too many."""
+    from bench.store import load_predictions
+
+    kept = load_predictions(results)
+    planned = [_with_saved(group, kept, no_time) for group in groups]
+    unknown = [
+        i
+        for i, x in enumerate(planned)
+        if (everything or x.left) and (calibrate or not _is_whole(x.prediction, no_time))
+    ]
+    if everything or len(unknown) <= PREDICTED:
+        for i in _watched(unknown):
+            how, prediction = _estimated(planned[i].cells[0], no_time, calibrate and i == unknown[0])
+            planned[i] = replace(planned[i], how=how, prediction=prediction)
+    return planned
+
+
+def _with_saved(group: Planned, kept: Mapping[str, Mapping[str, Any]], no_time: bool) -> Planned:
+    saved = next((kept[cell.hash] for cell in group.cells if cell.hash in kept), {})
+    shown = {name: x for name, x in saved.items() if not (no_time and name == "total_seconds")}
+    return replace(group, how="saved before", prediction=shown) if shown else group
+
+
+def _is_whole(prediction: Mapping[str, Any], no_time: bool) -> bool:
+    return bool(prediction) and (no_time or prediction.get("total_seconds") is not None)
+
+
+def _watched(unknown: Sequence[int]) -> Iterator[int]:
+    """Show how far predicting is, on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    shown = len(unknown) > 1 and sys.stderr.isatty()
+    console = Console(stderr=True)
+    yield from track(unknown, "predicting", console=console, transient=True, disable=not shown)
+
+
+def _estimated(cell: RunConfig, no_time: bool, calibrate: bool) -> tuple[str, dict[str, Any]]:
     from bench.estimate import estimate, predicted_seconds
-    from bench.store import run_path
 
-    done = sum(run_path(results, cell.model_dump(mode="json"), cell.hash).exists() for cell in cells)
     try:
-        found = estimate(cells[0])
+        found = estimate(cell)
     except BadInput as error:
         if str(error).startswith(("model", "method")):
             raise
-        return Planned(cells, done, str(error), {})
-    speed = calibrated(cells[0], found, no_time, calibrate)
+        return str(error), {}
+    speed = calibrated(cell, found, no_time, calibrate)
     seconds = None if speed is None else predicted_seconds(found, speed)["total"]
-    return Planned(cells, done, found.how, {**found.predictions, "total_seconds": seconds})
+    return found.how, {**found.predictions, "total_seconds": seconds}
 
 
-def _record(planned: Planned) -> dict[str, Any]:
+def _records(planned: Sequence[Planned]) -> list[dict[str, Any]]:
     from bench.config import label
 
-    return {
-        "cell": label(planned.cells[0]),
-        "config_hashes": [cell.hash for cell in planned.cells],
-        "done": planned.done,
-        "how": planned.how,
-        **planned.prediction,
-    }
+    seen: Fingerprints = {}
+    return [
+        {
+            "cell": label(x.cells[0]),
+            "config_hashes": [cell.hash for cell in x.cells],
+            "done": sum(state.kind == "done" for state in x.states),
+            "states": [
+                {
+                    "config_hash": cell.hash,
+                    "definition_hash": _definition_hash(cell, seen),
+                    "state": state.kind,
+                    "detail": state.detail,
+                }
+                for cell, state in zip(x.cells, x.states, strict=True)
+            ],
+            "how": x.how,
+            **x.prediction,
+        }
+        for x in planned
+    ]
+
+
+def _definition_hash(cell: RunConfig, seen: Fingerprints) -> str | None:
+    """Give what tells a cell from all others; None where its images or weights are not at hand."""
+    from bench.definition import definition_of
+
+    try:
+        return definition_of(cell, seen).hash
+    except BadInput:
+        return None
 
 
 def _save(results: Path, predictions: dict[str, dict[str, Any]]) -> None:
@@ -110,36 +206,74 @@ def _save(results: Path, predictions: dict[str, dict[str, Any]]) -> None:
         raise BadInput(f"results: cannot write to {str(results)!r} ({error.strerror})") from error
 
 
-def _print(planned: Sequence[Planned]) -> None:
+def _print(planned: Sequence[Planned], states_alone: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from bench.report.text import bytes_text, duration_text
-
-    timed = any(x.prediction.get("total_seconds") is not None for x in planned)
-    some_done = any(x.done for x in planned)
+    console = Console()
+    roomy = console.width >= ROOMY
     names = _names([x.cells[0] for x in planned])
+    stand = [_states_text(x.states, roomy) for x in planned]
+    differ = states_alone or len(set(stand)) > 1  # else the line below the table says it of all
+    predicted = any(x.prediction for x in planned)
+    quantities = [_quantities(x.prediction) if predicted else {} for x in planned]
+    left_out = {TIME} if not _timed(planned) else {TRAINABLE} if differ and not roomy else set()
+    shown = [name for name in quantities[0] if name not in left_out]
     table = Table(box=box.SIMPLE)
     table.add_column("cell", min_width=max(len(word) for name in names for word in name.split()))
-    parts = ["done"] * some_done + ["time a run"] * timed
-    for name in ("runs", *parts, "live tensors", "sent", "trainable"):
+    table.add_column("runs", justify="right", no_wrap=True)
+    for name in ["state"] * differ:
+        table.add_column(name)
+    for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
-    for name, x in zip(names, planned, strict=True):
-        known = x.prediction
-        sent = _sum(known.get("bytes_up"), known.get("bytes_down"))
-        table.add_row(
-            name,
-            str(len(x.cells)),
-            *(["all" if x.done == len(x.cells) else str(x.done or "")] if some_done else []),
-            *([_text(known.get("total_seconds"), duration_text)] if timed else []),
-            _text(known.get("peak_tensor_bytes"), bytes_text),
-            _text(sent, bytes_text),
-            _text(known.get("trainable_parameters"), "{:,}".format),
-        )
-    console = Console()
+    for i, x in enumerate(planned):
+        parts = [names[i], str(len(x.cells)), *[stand[i]] * differ, *(quantities[i][name] for name in shown)]
+        table.add_row(*map(Text, parts))  # what a method or an error is called is no markup
     console.print(table)
-    console.print(_total(planned, timed), highlight=False)
+    for line in (*_details(planned), _total(planned, states_alone)):
+        console.print(line, highlight=False, markup=False)
+
+
+def _timed(planned: Sequence[Planned]) -> bool:
+    return any(x.prediction.get("total_seconds") is not None for x in planned)
+
+
+def _quantities(known: Mapping[str, Any]) -> dict[str, str]:
+    """Write what is predicted of a run, by column; nothing where nothing was."""
+    from bench.report.text import bytes_text, duration_text
+
+    sent = _sum(known.get("bytes_up"), known.get("bytes_down"))
+    written = {
+        TIME: _text(known.get("total_seconds"), duration_text),
+        "live\ntensors": _text(known.get("peak_tensor_bytes"), bytes_text),
+        "sent": _text(sent, bytes_text),
+        TRAINABLE: _text(known.get("trainable_parameters"), "{:,}".format),
+    }
+    return written if known else dict.fromkeys(written, "")
+
+
+def _states_text(states: Sequence[State], detailed: bool) -> str:
+    """Say where cells stand: how many alike, or where they differ in too much, how many of each kind."""
+    alike = Counter(str(state) if detailed else state.kind for state in states)
+    if len(alike) > STATES:
+        alike = Counter(state.kind for state in states)
+    if len(alike) == 1:
+        return _cut(next(iter(alike)))
+    return ", ".join(f"{count} {_cut(text)}" for text, count in alike.items())
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= STATE_WIDTH else f"{text[: STATE_WIDTH - 1].rstrip()}…"
+
+
+def _details(planned: Sequence[Planned]) -> list[str]:
+    """Say in whole what the table has no room for: why cells are not done, frequent reasons first."""
+    counts = Counter(str(state) for x in planned for state in x.states if state.detail)
+    lines = [f"{text} ({count} run{'s' * (count != 1)})" for text, count in counts.most_common(DETAILS)]
+    more = len(counts) - len(lines)
+    return [*lines, f"and {more} more such reasons, in --json"] if more else lines
 
 
 def _names(cells: Sequence[RunConfig]) -> list[str]:
@@ -152,15 +286,22 @@ def _names(cells: Sequence[RunConfig]) -> list[str]:
     return [name.partition(" · ")[2] for name in named]
 
 
-def _total(planned: Sequence[Planned], timed: bool) -> str:
-    """Say what is left to run, and how long it will take as far as that is known."""
+def _total(planned: Sequence[Planned], states_alone: bool) -> str:
+    """Say where all cells stand, what is left to run, and how long it will take as far as that is known."""
     from bench.report.text import duration_text
 
-    left = [(x.prediction.get("total_seconds"), len(x.cells) - x.done) for x in planned]
-    runs = sum(count for _, count in left)
-    to_do = f"{runs} run{'s' * (runs != 1)} to do"
-    if not timed:
+    kinds = Counter(state.kind for x in planned for state in x.states)
+    runs = sum(x.left for x in planned)
+    stand = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    to_do = f"{stand}: {runs} run{'s' * (runs != 1)} to do" if set(kinds) != {"new"} else f"{runs} runs to do"
+    if states_alone or not runs:
+        return to_do
+    unpredicted = sum(x.left > 0 and x.how == NOT_PREDICTED for x in planned)
+    if unpredicted:
+        return f"{to_do}; {unpredicted} kinds of cells are not predicted, as it takes a while; --save does it"
+    if not _timed(planned):
         return f"{to_do}; bytes are of one run each, {ONE_BY_ONE}"
+    left = [(x.prediction.get("total_seconds"), x.left) for x in planned]
     unknown = sum(count for seconds, count in left if seconds is None)
     more = f", besides {unknown} runs of which it is not known" if unknown else ""
     total = sum((seconds or 0.0) * count for seconds, count in left)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from flora.events import Listener, Phase, Work
 
@@ -71,6 +71,7 @@ class Clock(Listener):
         self._of_clients: dict[int | None, dict[int, dict[str, float]]] = defaultdict(dict)
         self._stretch = 0.0
         self._steps: dict[int, int] = defaultdict(int)
+        self._earlier_seconds = self._earlier_setup_seconds = 0.0
         self._constructed = self._border = clock()
 
     def phase_started(self, phase: Phase) -> None:
@@ -124,18 +125,24 @@ class Clock(Listener):
 
     @property
     def setup_seconds(self) -> dict[str, float]:
-        """Seconds per phase outside of rounds: loading, features of frozen towers, zero-shot."""
+        """Seconds per phase outside of rounds, in this process: loading, features, zero-shot."""
         return self.seconds(None)
 
     @property
-    def total_seconds(self) -> float:
+    def sitting_seconds(self) -> float:
         """Seconds since construction, whether or not a phase was open."""
         return self._clock() - self._constructed
 
     @property
+    def total_seconds(self) -> float:
+        """The same and, of a run that was resumed, of the processes before, up to what they kept."""
+        return self._earlier_seconds + self.sitting_seconds
+
+    @property
     def named_seconds(self) -> float:
         """Seconds of all phases together; what passes between them is the loop's and its listeners'."""
-        return sum(seconds for spent in self._spent.values() for seconds in spent.values())
+        here = sum(seconds for spent in self._spent.values() for seconds in spent.values())
+        return here + self._earlier_setup_seconds
 
     @property
     def train_seconds(self) -> float:
@@ -209,6 +216,34 @@ class Clock(Listener):
         """
         slowest = self.slowest_client_seconds(round)
         return None if slowest is None else self.server_seconds(round) + slowest
+
+    def state(self) -> dict[str, Any]:
+        """Give what has to be kept of the rounds so far for another process to go on, as JSON knows it."""
+        spent = [
+            (*astuple(phase), seconds)
+            for number in self._spent
+            if number is not None
+            for phase, seconds in self._spent[number].items()
+        ]
+        of_clients = {number: found for number, found in self._of_clients.items() if number is not None}
+        setup = self._earlier_setup_seconds + sum(self.setup_seconds.values())
+        return {
+            "spent": spent,
+            "of_clients": of_clients,
+            "seconds": self.total_seconds,
+            "setup_seconds": setup,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave in an earlier process."""
+        for *phase, seconds in state["spent"]:
+            of_phase = Phase(*phase)
+            self._spent[of_phase.round][of_phase] = seconds
+        for number, clients in state["of_clients"].items():
+            self._of_clients[int(number)] = {
+                int(client): defaultdict(float, spent) for client, spent in clients.items()
+            }
+        self._earlier_seconds, self._earlier_setup_seconds = state["seconds"], state["setup_seconds"]
 
 
 def _is_training(phase: Phase) -> bool:

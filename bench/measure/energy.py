@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,6 +92,15 @@ class Energy(Listener):
             for name, meter in self._meters.items()
         }
 
+    def state(self) -> dict[str, Any]:
+        """Give what has to be kept of the rounds so far for another process to go on, as JSON knows it."""
+        return {name: meter.state() for name, meter in self._meters.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave in an earlier process."""
+        for name, meter in self._meters.items():
+            meter.restore(state[name])
+
 
 class _Meter:
     """What a counter has gone up by in each round; its first failure ends the asking and is the reason."""
@@ -126,6 +135,14 @@ class _Meter:
     @property
     def total_joules(self) -> float | None:
         return sum(self._joules.values()) if self.reason is None else None
+
+    def state(self) -> dict[str, Any]:
+        return {"joules": list(self._joules.items()), "reason": self.reason}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for number, joules in state["joules"]:
+            self._joules[number] += joules
+        self.reason = self.reason or state["reason"]
 
 
 def _no_gpu() -> _Counter:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from bench.measure.clock import Clock
 from bench.measure.energy import Energy
@@ -49,3 +51,13 @@ class Instruments:
         """In order: those that take long listen around those whose time would suffer from it."""
         counting = () if self.work is None else (self.work,)
         return (self.energy, self.memory, *counting, self.steps, self.clock)
+
+    def state(self) -> dict[str, Any]:
+        """Give what has to be kept of the rounds so far for another process to go on, as JSON knows it."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part.state() for name, part in named.items() if part is not None}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave in an earlier process, for the same run."""
+        for name, of_part in state.items():
+            getattr(self, name).restore(of_part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -110,6 +110,27 @@ class Invariants(Listener):
         """
         return None if self._factors is None else self._factors.errors.get(round)
 
+    def state(self) -> dict[str, Any]:
+        """Give what has to be kept of the rounds so far for another process to go on, as JSON knows it."""
+        return {name: part.state() for name, part in self._parts.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave in an earlier process."""
+        for name, part in self._parts.items():
+            part.restore(state[name])
+
+    @property
+    def _parts(self) -> dict[str, _Part]:
+        named: dict[str, _Part | None] = {
+            "frozen": self._frozen,
+            "moved": self._moved,
+            "evaluated": self._evaluated,
+            "weights": self._weights,
+            "factors": self._factors,
+            "losses": self._losses,
+        }
+        return {name: part for name, part in named.items() if part is not None}
+
     def result(self, trained_state: Mapping[str, Tensor] | None) -> dict[str, Result]:
         """Give what each check found, by its name, without those that had nothing to look at.
 
@@ -126,13 +147,32 @@ class Invariants(Listener):
         return {name: result for name, result in found.items() if result is not None}
 
 
-class _Frozen:
-    """Frozen weights and buffers are the same bits at the end."""
+class _Part:
+    """One check; what it has to remember of the rounds so far are plain values in the fields it names."""
+
+    remembered: ClassVar[tuple[str, ...]] = ()
+
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.remembered}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name in self.remembered:
+            setattr(self, name, state[name])
+
+
+class _Frozen(_Part):
+    """Frozen weights and buffers are the same bits at the end, in every process that worked on the run."""
 
     def __init__(self, method: Method) -> None:
         self._method = method
         self._trainable = {name for name, p in method.named_parameters() if p.requires_grad}
         self._before = fingerprints(self._now())
+
+    def state(self) -> dict[str, Any]:
+        return {name: found.hex() for name, found in self._before.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._before = {name: bytes.fromhex(found) for name, found in state.items()}
 
     def _now(self) -> dict[str, Tensor]:
         everything = {**dict(self._method.named_parameters()), **dict(self._method.named_buffers())}
@@ -149,13 +189,15 @@ class _Frozen:
         return _verdict(f"{_named(others)} changed" if others else None, figures)
 
 
-class _Moved:
+class _Moved(_Part):
     """Each trainable tensor ends elsewhere than it began, and some step had a gradient for it.
 
     A gradient counts that is not zero throughout, however small. One that is exactly zero in the first step
     is no fault (one factor of a product does not matter while the other is zero), so a run that never takes a
     second step from its start is not judged.
     """
+
+    remembered = ("_accepted", "_saw_later_step")
 
     def __init__(self, method: Method) -> None:
         self.round = 0
@@ -164,6 +206,13 @@ class _Moved:
         self._stepped: set[int] = set()
         self._accepted = self._saw_later_step = False
         self._raised: BaseException | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "without": sorted(self._without)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self._without = set(state["without"])
 
     def step_started(self) -> None:
         self._raised = sys.exception()
@@ -202,8 +251,10 @@ class _Moved:
         return _verdict("; ".join(reasons), figures)
 
 
-class _Evaluated:
+class _Evaluated(_Part):
     """The model that is evaluated holds the very numbers that were aggregated."""
+
+    remembered = ("_rounds", "_reason")
 
     def __init__(self, method: Method) -> None:
         self._method = method
@@ -228,12 +279,14 @@ class _Evaluated:
         return _verdict(self._reason, {"rounds": self._rounds}) if self._rounds else None
 
 
-class _Weights:
+class _Weights(_Part):
     """The aggregate is the mean weighted by the split's sizes, computed again in float64 for a part of it.
 
     An error is relative to the mean size of what was averaged, number by number, as that is what rounding
     goes by; of a mean near zero it would otherwise say nothing.
     """
+
+    remembered = ("_rounds", "_worst", "_worst_share", "_reason")
 
     def __init__(self, method: Method, sizes: Sequence[int]) -> None:
         self.names = _probe(method.trainable)
@@ -307,7 +360,7 @@ class _Weights:
         self._reason = self._reason or reason
 
 
-class _Factors:
+class _Factors(_Part):
     """The clients' factors of one round, and what averaging them apart comes to."""
 
     def __init__(self, method: Method, sizes: Sequence[int]) -> None:
@@ -317,6 +370,12 @@ class _Factors:
         self._sizes = sizes
         self._weights: list[int] = []
         self._kept: list[Mapping[str, Tensor]] = []
+
+    def state(self) -> dict[str, Any]:
+        return {"errors": self.errors}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.errors = {int(number): error for number, error in state["errors"].items()}
 
     def add(self, client: int, tensors: Mapping[str, Tensor]) -> None:
         self._weights.append(self._sizes[client])
@@ -334,8 +393,10 @@ class _Factors:
         self._weights, self._kept = [], []
 
 
-class _Losses:
+class _Losses(_Part):
     """Every loss is a finite number."""
+
+    remembered = ("_rounds", "_reason")
 
     def __init__(self) -> None:
         self._rounds = 0

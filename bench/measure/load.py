@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
@@ -51,6 +51,7 @@ class MachineLoad:
         self._sample = sample or take_sample
         self._cores = cores or len(usable_cores())
         self._start = self._sample()
+        self._earlier = Sample(0.0, 0.0, 0.0)
 
     def result(self) -> dict[str, Any]:
         """Say what was used so far.
@@ -60,10 +61,10 @@ class MachineLoad:
             [0, 1]; `busy`, whether that is more than `BUSY_SHARE`, or than `CROWDED_SHARE` with hardly a core
             idle; `cpu_seconds` of this process and its children, user and system.
         """
-        now, start = self._sample(), self._start
-        own = now.own - start.own
-        capacity = self._cores * (now.wall - start.wall)
-        share = _share(now.busy - start.busy - own, capacity)
+        spent = self._spent()
+        own = spent.own
+        capacity = self._cores * spent.wall
+        share = _share(spent.busy - own, capacity)
         idle = 1 - share - _share(own, capacity)
         return {
             "cores": self._cores,
@@ -72,6 +73,23 @@ class MachineLoad:
             "busy": share > BUSY_SHARE or (share > CROWDED_SHARE and idle < CROWDED_SHARE),
             "cpu_seconds": own,
         }
+
+    def _spent(self) -> Sample:
+        """Give what has passed since construction, and in the processes before of a run that was resumed."""
+        now, start, earlier = self._sample(), self._start, self._earlier
+        return Sample(
+            now.wall - start.wall + earlier.wall,
+            now.own - start.own + earlier.own,
+            now.busy - start.busy + earlier.busy,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Give what has to be kept of the rounds so far for another process to go on, as JSON knows it."""
+        return asdict(self._spent())
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave in an earlier process."""
+        self._earlier = Sample(**state)
 
 
 def _share(seconds: float, of: float) -> float:

@@ -13,8 +13,9 @@ import gc
 import os
 import sys
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -98,7 +99,8 @@ class _Resident:
         return max(before, self._last)
 
 
-def _peak_of_process() -> int:
+def peak_of_process() -> int:
+    """Most resident bytes of this process since its start, or since the mark was last set back."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource
@@ -162,6 +164,15 @@ class _PhasePeaks:
         self.most = max(self.most, peak)
         for peaks, name in self._open:
             peaks[name] = max(peaks.get(name, 0), peak)
+
+    def state(self) -> dict[str, Any]:
+        of_rounds = {number: peaks for number, peaks in self.rounds.items() if number is not None}
+        return {"rounds": of_rounds, "most": self.most}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for number, peaks in state["rounds"].items():
+            self.rounds[int(number)] = dict(peaks)
+        self.most = max(self.most, state["most"])
 
 
 class _DriverMemory:
@@ -238,6 +249,22 @@ class Memory(Listener):
         """Most memory handed out by torch's allocator per phase in `round`; empty without a GPU."""
         return dict(self._gpu.rounds.get(round, {})) if self._gpu else {}
 
+    def state(self) -> dict[str, Any]:
+        """Give what has to be kept of the rounds so far for another process to go on, as JSON knows it."""
+        return {
+            "resident": self._resident.state(),
+            "gpu": self._gpu and self._gpu.state(),
+            "driver": self._driver and self._driver.most,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave in an earlier process."""
+        self._resident.restore(state["resident"])
+        if self._gpu and state["gpu"]:
+            self._gpu.restore(state["gpu"])
+        if self._driver and state["driver"]:
+            self._driver.most = max(self._driver.most or 0, state["driver"])
+
     @property
     def totals(self) -> MemoryTotals:
         """What the run came to so far."""
@@ -249,9 +276,7 @@ class Memory(Listener):
         return MemoryTotals(
             method=self.method,
             resident_at_start_bytes=self._start,
-            peak_memory_bytes=max(
-                self._resident.most, 0 if self.method == HIGH_WATER else _peak_of_process()
-            ),
+            peak_memory_bytes=max(self._resident.most, 0 if self.method == HIGH_WATER else peak_of_process()),
             peak_gpu_memory_bytes=self._gpu.most if self._gpu else None,
             nvml_memory_bytes=self._driver.most if self._driver else None,
             nvml_reason=self._driver.reason if self._driver else "the run is not on a GPU",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,15 @@ class StepTimes(Listener):
     def all(self) -> dict[str, float | int | None]:
         """The same of all rounds together."""
         return describe([x for taken in self._seconds.values() for x in taken])
+
+    def state(self) -> dict[str, Any]:
+        """Give what has to be kept of the rounds so far for another process to go on, as JSON knows it."""
+        return {"seconds": {number: x for number, x in self._seconds.items() if number is not None}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave in an earlier process."""
+        for number, taken in state["seconds"].items():
+            self._seconds[int(number)] = list(taken)
 
 
 def describe(taken: Sequence[float]) -> dict[str, float | int | None]:

@@ -49,6 +49,25 @@ class Ledger(Sequence[dict[str, Any]]):
         self._tensor_bytes.append(tensor_bytes)
         self._payload_bytes.append(size)
 
+    @property
+    def _columns(self) -> dict[str, array[int]]:
+        return {
+            "round": self._rounds,
+            "client": self._clients,
+            "direction": self._directions,
+            "tensor_bytes": self._tensor_bytes,
+            "payload_bytes": self._payload_bytes,
+        }
+
+    def state(self) -> dict[str, list[int]]:
+        """Give what is written down, by column."""
+        return {name: column.tolist() for name, column in self._columns.items()}
+
+    def restore(self, state: Mapping[str, Sequence[int]]) -> None:
+        """Write down what `state` gave."""
+        for name, column in self._columns.items():
+            column.extend(state[name])
+
     def __len__(self) -> int:
         return len(self._rounds)
 
@@ -152,6 +171,18 @@ class Traffic(Listener):
     def payload_bytes_by_direction(self) -> dict[Direction, int]:
         """The same, each way."""
         return {way: size for way, (size, _) in self._largest.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Give what has to be kept of the rounds so far for another process to go on, as JSON knows it."""
+        return {"ledger": self._ledger.state(), "bytes": self._bytes, "largest": self._largest}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave in an earlier process."""
+        self._ledger.restore(state["ledger"])
+        for way in _DIRECTIONS:
+            self._bytes[way].update({int(number): size for number, size in state["bytes"][way].items()})
+            size, header = state["largest"][way]
+            self._largest[way] = size, header
 
     def invariants(self) -> dict[str, dict[str, Any]]:
         """Say whether every payload so far was of the size the formulas give, with the figures; none if none.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,6 +100,7 @@ class WorkMeter(Listener):
         """Forget what pieces of work take: others follow, of another method or other classes."""
         self._steps = Polynomial()
         self._largest: list[Sizes] = []
+        self._learned: list[tuple[str, Sizes, int]] = []
         self._evaluated: dict[Sizes, int] = {}
         self._sizes: Sizes = ()
         self._found: int | None = None
@@ -214,10 +216,11 @@ class WorkMeter(Listener):
         return as_large and self._steps.at(_monomials(sizes)) is not None
 
     def _learn(self, kind: str, sizes: Sizes, flops: int) -> None:
+        if kind == "step" and self._every_step:
+            return
+        self._learned.append((kind, sizes, flops))
         if kind != "step":
             self._evaluated[sizes] = flops
-            return
-        if self._every_step:
             return
         self._largest.append(sizes)
         foretold = self._steps.at(_monomials(sizes))
@@ -225,6 +228,28 @@ class WorkMeter(Listener):
             self._steps.measured(_monomials(sizes), flops)
         elif foretold != flops:  # then its operations follow from something else than its sizes
             self.consistent = False
+
+    def state(self) -> dict[str, Any]:
+        """Give what has to be kept of the rounds so far for another process to go on, as JSON knows it."""
+        return {
+            "flops": {number: phases for number, phases in self._flops.items() if number is not None},
+            "peak_by_phase": self.peak_by_phase,
+            "peak_by_cause": self.peak_by_cause,
+            "consistent": self.consistent,
+            "learned": self._learned,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave in an earlier process., after `watch`: the work is the same still."""
+        for number, phases in state["flops"].items():
+            self._flops[int(number)] = defaultdict(int, phases)
+        if max(state["peak_by_phase"].values(), default=0) >= self.peak_bytes:
+            self.peak_by_cause = dict(state["peak_by_cause"])
+        for phase, peak in state["peak_by_phase"].items():
+            self.peak_by_phase[phase] = max(self.peak_by_phase.get(phase, 0), peak)
+        for kind, sizes, flops in state["learned"]:
+            self._learn(kind, tuple(sizes), flops)
+        self.consistent = state["consistent"]
 
     def _flops_of(self, kind: str, sizes: Sizes) -> int:
         found = self._evaluated[sizes] if kind != "step" else self._steps.at(_monomials(sizes))

@@ -5,6 +5,8 @@ The folder is what open_clip calls a local directory: ``open_clip_config.json`` 
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -18,3 +20,9 @@ WEIGHTS = FOLDER / WEIGHTS_NAME
 MERGES = FOLDER / MERGES_NAME
 CARD = FOLDER / CARD_NAME
 CARD_TEMPLATE = FOLDER / "card_template.md"
+
+
+@cache
+def fingerprint() -> str:
+    """SHA-256 of the weights, in hex."""
+    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()

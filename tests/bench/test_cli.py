@@ -1,25 +1,17 @@
 """The command line: exit codes, one-line complaints, progress, tables, and a quick start."""
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
-from rich.progress import Progress
 
 import bench.cell
 from bench import store
 from bench.cli import main
-from bench.cli.progress import LiveProgress, PlainProgress, TimeLeft, progress
-from bench.config import RunConfig
-from bench.execute import Outcome
-from flora.events import Phase, RoundRecord
 
 KINDS = ("methods", "tasks", "splits", "models", "presets", "aggregators", "codecs", "profiles")
 MATRIX = """\
@@ -259,10 +251,10 @@ def test_set_and_results_reach_the_cells(run_cli, tmp_path):
 def test_a_failed_cell_is_exit_code_1_and_the_others_are_kept(run_cli, monkeypatch):
     right = bench.cell.run_cell
 
-    def planted(config, *args):
+    def planted(config, *args, **options):
         if config.method.name == "zero_shot":
             raise RuntimeError("planted\nfault")
-        return right(config, *args)
+        return right(config, *args, **options)
 
     monkeypatch.setattr(bench.cell, "run_cell", planted)
     code, out, err = run_cli("run", "matrix.yaml")
@@ -280,10 +272,10 @@ def test_a_cell_refused_while_it_runs_is_exit_code_2(run_cli, monkeypatch):
 
     right = bench.cell.run_cell
 
-    def planted(config, *args):
+    def planted(config, *args, **options):
         if config.method.name == "zero_shot":
             raise BadInput("image 3.png cannot be read; repair or remove it")
-        return right(config, *args)
+        return right(config, *args, **options)
 
     monkeypatch.setattr(bench.cell, "run_cell", planted)
     code, _, err = run_cli("run", "matrix.yaml")
@@ -341,177 +333,3 @@ def test_a_report_that_cannot_be_written_is_one_line(run_cli, results):
     code, out, err = run_cli("report", str(results / "results"), "--out", "matrix.yaml")
     assert (code, out) == (2, "")
     assert err == "flora-bench: --out: cannot write to 'matrix.yaml' (File exists); choose another folder\n"
-
-
-# --- progress ------------------------------------------------------------------------------------------
-
-
-def cell(method="flora", seed=0):
-    return RunConfig.read({"method": method, "seed": seed, "device": "cpu"})
-
-
-def outcome(config, status="ran", reason=""):
-    summary = {"accuracy": 0.75, "zero_shot_accuracy": 0.5, "refused_uploads": 0} if status == "ran" else {}
-    return Outcome(config, status, Path("run.json"), summary, reason)
-
-
-def test_plain_progress_is_a_line_a_cell_however_long():
-    stream = io.StringIO()
-    cells = [cell(seed=0), cell(seed=1)]
-    with progress(stream) as watcher:
-        assert type(watcher) is PlainProgress
-        watcher.matrix_started([*cells, cell(seed=2)], cells)
-        watcher.cell_started(cells[0])
-        watcher.phase_started(Phase("load"))
-        watcher.round_ended(RoundRecord(1, 0.5))
-        watcher.cell_ended(outcome(cells[0]))
-        watcher.cell_started(cells[1])
-        watcher.cell_ended(outcome(cells[1], "failed", "RuntimeError: [red] " + "x" * 200))
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "3 cells, 1 kept from before"
-    assert lines[1].startswith("[1/2] digits · flora · iid · seed 0: accuracy 75.0%, zero-shot 50.0% (")
-    assert lines[2].startswith("[2/2] digits · flora · iid · seed 1: failed: RuntimeError: [red] xxx")
-    assert "left" not in lines[2]
-    assert len(lines) == 3
-    assert "\x1b" not in stream.getvalue()
-
-
-def test_live_progress_shows_cell_round_and_accuracy():
-    stream = io.StringIO()
-    cells = [cell(seed=0), cell(seed=1)]
-    bar = Progress(console=Console(force_terminal=True, file=stream, width=200), auto_refresh=False)
-    watcher = LiveProgress(bar)
-    shown = []
-
-    def description():
-        shown.append(bar.tasks[0].description)
-        return shown[-1]
-
-    with bar:
-        watcher.matrix_started(cells, cells)
-        assert bar.tasks[0].total == 2
-        watcher.cell_started(cells[0])
-        assert description().startswith("digits · flora · iid · seed 0: starting")
-        watcher.phase_started(Phase("zero_shot"))
-        assert ": zero-shot · time left unknown" in description()
-        watcher.phase_started(Phase("train", 1, 0))  # too many to show
-        assert shown[-1] == description()
-        watcher.round_ended(RoundRecord(3, 0.5))
-        assert ": round 3, accuracy 50.0%" in description()
-        watcher.cell_ended(outcome(cells[0]))
-        assert bar.tasks[0].completed == 1
-        watcher.cell_started(cells[1])
-        assert "about 0:00:00 left" in description()
-        bar.refresh()
-    written = stream.getvalue()
-    assert "[1/2] digits · flora · iid · seed 0: accuracy 75.0%" in written
-    assert "seed 1: starting" in written
-
-
-@pytest.fixture
-def now(monkeypatch):
-    """The time that progress goes by, in seconds: a list of one."""
-    moment = [0.0]
-    monkeypatch.setattr("bench.cli.progress.time", SimpleNamespace(monotonic=lambda: moment[0]))
-    return moment
-
-
-FEATURES = Phase("features")
-
-
-def test_plain_progress_tells_of_long_work_now_and_then(now):
-    stream = io.StringIO()
-    config = cell()
-    with progress(stream) as watcher:
-        watcher.matrix_started([config], [config])
-        watcher.cell_started(config)
-        for second in range(0, 13):
-            now[0] = float(second)
-            watcher.advanced(FEATURES, 1000 + 100 * second, 2200)
-    name = "digits · flora · iid · seed 0: features"
-    assert stream.getvalue().splitlines()[1:] == [
-        f"{name}, 1,200 of 2,200 images, 100/s, about 0:00:10 left",
-        f"{name}, 1,700 of 2,200 images, 100/s, about 0:00:05 left",
-        f"{name}, 2,200 of 2,200 images, 100/s, took 0:00:12",
-    ]
-
-
-def test_progress_is_quiet_about_short_work_and_each_work_has_its_own_clock(now):
-    stream = io.StringIO()
-    config = cell()
-    with progress(stream) as watcher:
-        watcher.matrix_started([config], [config])
-        watcher.cell_started(config)
-        for start, total in ((0.0, 50), (2.5, 50), (5.0, 20)):
-            for done in (0, total // 2, total):
-                now[0] = start + 1.9 * done / total
-                watcher.advanced(FEATURES, done, total)
-    assert len(stream.getvalue().splitlines()) == 1
-
-
-def test_progress_of_work_that_does_not_move_foretells_nothing(now):
-    stream = io.StringIO()
-    config = cell()
-    with progress(stream) as watcher:
-        watcher.matrix_started([config], [config])
-        watcher.cell_started(config)
-        watcher.advanced(FEATURES, 5, 10)
-        now[0] = 3.0
-        watcher.advanced(FEATURES, 5, 10)
-    assert stream.getvalue().splitlines()[1].endswith("5 of 10 images, time left unknown")
-
-
-def test_live_progress_has_a_bar_for_long_work_while_it_lasts(now):
-    config = cell()
-    bar = Progress(console=Console(force_terminal=True, file=io.StringIO()), auto_refresh=False)
-    watcher = LiveProgress(bar)
-    watcher.matrix_started([config], [config])
-    watcher.cell_started(config)
-    watcher.phase_started(FEATURES)
-    watcher.advanced(FEATURES, 0, 80)
-    now[0] = 1.0
-    watcher.advanced(FEATURES, 10, 80)
-    assert len(bar.tasks) == 1
-    now[0] = 4.0
-    watcher.advanced(FEATURES, 40, 80)
-    images = bar.tasks[1]
-    assert (images.completed, images.total, images.description) == (40, 80, "10/s, about 0:00:04 left")
-    watcher.phase_ended(Phase("load"))
-    assert len(bar.tasks) == 2
-    watcher.phase_ended(FEATURES)
-    assert [task.total for task in bar.tasks] == [1]
-
-
-def test_a_terminal_shows_both_bars(now, monkeypatch):
-    stream = io.StringIO()
-    monkeypatch.setattr(stream, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "xterm")
-    config = cell()
-    with progress(stream) as watcher:
-        watcher.matrix_started([config], [config])
-        watcher.cell_started(config)
-        watcher.advanced(FEATURES, 0, 8000)
-        now[0] = 10.0
-        watcher.advanced(FEATURES, 4000, 8000)
-        watcher.bar.refresh()
-    assert "0/1 cells" in stream.getvalue()
-    assert "4,000/8,000 images" in stream.getvalue()
-
-
-def test_live_progress_of_nothing_left_shows_no_bar():
-    bar = Progress(console=Console(force_terminal=True, file=io.StringIO()), auto_refresh=False)
-    LiveProgress(bar).matrix_started([cell()], [])
-    assert bar.tasks == []
-
-
-def test_time_left_is_foretold_by_method():
-    cells = [cell("flora"), cell("zero_shot"), cell("flora", 1), cell("zero_shot", 1), cell("linear_probe")]
-    left = TimeLeft(cells)
-    assert str(left) == "time left unknown"
-    left.cell_took(100)
-    assert str(left) == "about 0:06:40 left"  # all four as the only one known
-    left.cell_took(20)
-    assert str(left) == "about 0:03:00 left"  # 100 + 20 + the mean of both
-    left.cell_took(200)
-    assert str(left) == "about 0:01:45 left"  # 20 + the mean of 150 and 20

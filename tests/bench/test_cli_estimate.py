@@ -7,7 +7,6 @@ import pytest
 
 from bench import calibration
 from bench.calibration import Calibration
-from bench.store import run_path
 
 SPEED = Calibration((10, 10**9), (1e9, 1e10), 1e9, (10, 10**6), (1e9, 1e9), 1e-5)
 MATRIX = """
@@ -107,21 +106,13 @@ def test_a_plan_groups_seeds_and_keeps_predictions(run_cli, matrix, tmp_path):
     assert math.isfinite(flora["total_seconds"])
 
 
-def test_a_plan_marks_what_is_done_and_writes_nothing_unasked(run_cli, matrix, tmp_path):
-    from bench.matrix import Matrix
-
+def test_a_plan_writes_nothing_unasked(run_cli, matrix, tmp_path):
     results = tmp_path / "results"
-    done = Matrix.read(str(matrix)).cells()[0]
-    path = run_path(results, done.model_dump(mode="json"), done.hash)
-    path.parent.mkdir(parents=True)
-    path.write_text("{}")
-    code, out, _ = run_cli("plan", str(matrix), "--results", str(results), "--json")
-    assert (code, [row["done"] for row in json.loads(out)]) == (0, [1, 0])
     code, out, _ = run_cli("plan", str(matrix), "--results", str(results), "--no-time")
     assert code == 0
-    assert "3 runs to do" in out
+    assert "4 runs to do" in out
     assert "with one client trained at a time" in " ".join(out.split())
-    assert not (results / "predictions.json").exists()
+    assert not results.exists()
 
 
 def test_predictions_that_cannot_be_read_are_bad_input(run_cli, matrix, tmp_path):

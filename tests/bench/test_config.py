@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.catalogue import method_modules
-from bench.config import RunConfig, field_models, label, labels
+from bench.config import RunConfig, _resolved, field_models, label, labels
 from bench.splits import SPLITS
 from flora.errors import BadInput
 
@@ -160,15 +160,27 @@ def test_truth_values_are_fine_where_a_truth_value_is_asked_for():
 # --- devices -------------------------------------------------------------------------------------------
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+@pytest.fixture
+def gpus(monkeypatch):
+    """Let the machine have so many GPUs."""
+
+    def have(count):
+        _resolved.cache_clear()
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    yield have
+    _resolved.cache_clear()
+
+
+def test_a_gpu_that_is_not_there_is_refused(gpus):
+    gpus(0)
     assert READ({}).device == "cpu"
     with pytest.raises(BadInput, match=r"^device: 'cuda' is not on this machine; choose from auto, cpu$"):
         READ({"device": "cuda"})
 
 
-def test_gpus_that_are_there_can_be_chosen(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+def test_gpus_that_are_there_can_be_chosen(gpus):
+    gpus(2)
     assert READ({}).device == "cuda"
     assert READ({"device": "cuda:1"}).device == "cuda:1"
     for absent in ("cuda:2", "cuda:", "cuda:-1", "cuda:x", "mps"):
@@ -268,17 +280,43 @@ def test_the_hash_tells_apart_what_this_machine_may_not_have(path):
     assert READ(BASE).model_copy(update={path: OTHER[path]}).hash != READ(BASE).hash
 
 
+def test_a_changed_copy_has_a_hash_of_its_own():
+    config = READ(BASE)
+    before = config.hash
+    assert config.model_copy(update={"rounds": config.rounds + 1}).hash != before
+    assert config.model_copy().hash == config.with_seed(config.seed.model_dump()).hash == before
+    assert config.with_seed(99).hash == READ({**BASE, "seed": 99}).hash != before
+
+
 def test_no_two_changes_share_a_hash():
     paths = set(OTHER) - WITHOUT_EFFECT - {"engine", "device"}
     hashes = {path: READ(nested(changed(path))).hash for path in paths}
     assert not [pair for pair in combinations(paths, 2) if hashes[pair[0]] == hashes[pair[1]]]
 
 
-def test_the_index_of_a_gpu_is_not_in_the_hash(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+def test_other_gpus_that_are_made_visible_are_seen(gpus, monkeypatch):
+    gpus(2)
+    assert READ({"device": "cuda:1"}).device == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(BadInput, match=r"choose from auto, cpu, cuda, cuda:0$"):
+        READ({"device": "cuda:1"})
+
+
+def test_the_index_of_a_gpu_is_not_in_the_hash(gpus):
+    gpus(2)
     hashes = {READ({"device": device}).hash for device in ("auto", "cuda", "cuda:0", "cuda:1")}
     assert len(hashes) == 1
     assert READ({"device": "cpu"}).hash not in hashes
+
+
+@pytest.mark.parametrize("method", ["flora", "peft:lora"])
+def test_places_are_a_set_however_they_are_written(method):
+    def hash_of(*places):
+        return READ({"method": {"name": method, "places": places}}).hash
+
+    assert hash_of("text.head", "vision.mlp", "text.out") == hash_of("text.out", "text.head", "vision.mlp")
+    assert hash_of("text.out", "text.out") == hash_of("text.out") != hash_of("text.out", "text.head")
 
 
 def test_a_bare_name_and_its_defaults_spelled_out_are_one_run():

@@ -20,8 +20,9 @@ from flora.events import Events, Listener
 from flora.federation import Federation
 from flora.group import can_be_grouped
 from flora.method import METHODS
-from flora.runners import Grouped, OneByOne, states_for
+from flora.runners import Grouped, OneByOne
 from flora.settings import Training
+from flora.states import states_for
 from tests.flora import toy
 
 ROUNDS, CLIENTS, IMAGES = 3, 4, 24

@@ -11,9 +11,10 @@ import bench.inputs
 from bench import store
 from bench.config import RunConfig
 from bench.execute import Outcome, Watcher, run_matrix
-from bench.inputs import _kept_other
 from bench.interrupt import interruptible
+from bench.sources import _kept_other
 from flora.errors import BadInput
+from flora.events import Listener
 
 SUMMARY = {"accuracy": 0.5, "zero_shot_accuracy": 0.25}
 
@@ -33,7 +34,7 @@ class Runs(list):
     def __init__(self):
         self.planted = {}
 
-    def __call__(self, config, listeners=(), keep=None, cache=None):
+    def __call__(self, config, listeners=(), *_, **__):
         if not listeners:  # nobody watches: preparation, no cell of the matrix
             return {}
         self.append(config.seed.split)
@@ -141,7 +142,8 @@ def test_an_interrupt_keeps_what_is_finished_and_stops(runs, tmp_path):
         seen.extend(run_matrix([cell(0), cell(1), cell(2)], tmp_path))
     assert runs == [0, 1]
     assert store.load_run(path_of(tmp_path, cell(0)))
-    assert not path_of(tmp_path, cell(1)).parent.exists()
+    assert not path_of(tmp_path, cell(1)).exists()
+    assert "interrupted" in path_of(tmp_path, cell(1)).with_name("log.txt").read_text()
     runs.planted.clear()
     assert statuses([cell(0), cell(1), cell(2)], tmp_path) == ["kept", "ran", "ran"]
 
@@ -195,19 +197,27 @@ def test_an_impossible_cell_is_refused_before_any_runs(runs, tmp_path, fields, m
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("part", "what"), [("data", "images"), ("model", "weights")])
-def test_a_result_made_from_other_images_or_weights_is_not_taken_for_this_ones(tmp_path, part, what):
-    small = cell(0, method="zero_shot", data={"max_train": 20, "max_test": 20})
-    (ran,) = run_matrix([small], tmp_path)
-    (kept,) = run_matrix([small], tmp_path)
-    assert (ran.status, kept.status) == ("ran", "kept")
+CHANGES = {
+    "data": "images changed",
+    "model": "weights changed",
+    "harness": "harness changed",
+    "method": "method zero_shot changed",
+    "task": "task digits changed",
+}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_a_result_whose_definition_has_changed_is_made_anew_and_why_is_told(runs, tmp_path, part):
+    (ran,) = run_matrix([cell(0)], tmp_path)
     stored = json.loads(ran.path.read_text())
-    stored[part]["fingerprint"] = "0" * 64
+    stored["definition"][part] = "0" * 12
     ran.path.write_text(json.dumps(stored))
-    with pytest.raises(BadInput, match=f"made from other {what}.*--fresh"):
-        list(run_matrix([small], tmp_path))
-    (again,) = run_matrix([small], tmp_path, fresh=True)
-    assert again.status == "ran"
+    assert statuses([cell(0)], tmp_path, keep_stale=True) == ["kept"]
+    notes = Notes()
+    assert statuses([cell(0)], tmp_path, watcher=notes) == ["ran"]
+    assert notes.notes[0] == f"stale 0: {CHANGES[part]}"
+    assert statuses([cell(0)], tmp_path) == ["kept"]
+    assert runs == [0, 0]
 
 
 # --- watchers ------------------------------------------------------------------------------------------
@@ -220,8 +230,12 @@ class Notes(Watcher):
     def matrix_started(self, cells, left):
         self.notes.append((len(cells), len(left)))
 
+    def found_stale(self, config, changes):
+        self.notes.append(f"stale {config.seed.split}: {', '.join(changes)}")
+
     def cell_started(self, config):
         self.notes.append(f"start {config.seed.split}")
+        return Listener()
 
     def cell_ended(self, outcome):
         self.notes.append(f"{outcome.status} {outcome.config.seed.split}")
@@ -236,11 +250,16 @@ def test_a_watcher_hears_of_the_cells_that_run_and_no_others(runs, tmp_path):
 
 
 def test_a_watcher_listens_to_the_running_cell(tmp_path):
-    class Phases(Notes):
+    class Phases(Listener):
         def phase_started(self, phase):
-            self.notes.append(phase.name)
+            notes.notes.append(phase.name)
 
-    notes = Phases()
+    class Listens(Notes):
+        def cell_started(self, config):
+            super().cell_started(config)
+            return Phases()
+
+    notes = Listens()
     (outcome,) = run_matrix([cell(0)], tmp_path, watcher=notes)
     assert outcome.status == "ran"
     told = [note for note in notes.notes if note not in ("prepare", "count")]
@@ -289,5 +308,4 @@ def test_a_result_whose_other_task_has_changed_is_not_taken_for_this_ones(tmp_pa
     assert statuses([asked], tmp_path / "results") == ["kept"]
     Image.new("RGB", (200, 200), "green").save(other / "red" / "0.png")
     _kept_other.cache_clear()
-    with pytest.raises(BadInput, match="was made from other images"):
-        statuses([asked], tmp_path / "results")
+    assert statuses([asked], tmp_path / "results") == ["ran"]

@@ -152,8 +152,8 @@ def test_a_run_killed_while_weights_are_written_leaves_none(tmp_path, monkeypatc
     (outcome,) = run_matrix([RunConfig.read({**SMALL, "rounds": 1})], tmp_path)
     assert outcome.status == "failed"
     assert "No space left" in outcome.reason
-    left = sorted(path.name for path in outcome.path.parent.iterdir())
-    assert left == ["error.txt"]
+    left = {path.name for path in outcome.path.parent.iterdir()}
+    assert left == {".lock", "error.txt", "failure.json", "log.txt"}
 
 
 def test_a_refused_export_leaves_nothing_behind(tmp_path):

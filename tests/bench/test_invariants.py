@@ -28,8 +28,9 @@ from flora.features import Samples
 from flora.federation import Federation
 from flora.group import can_be_grouped
 from flora.local import LocalTraining
-from flora.runners import Grouped, OneByOne, models_for, states_for
+from flora.runners import Grouped, OneByOne
 from flora.settings import Training
+from flora.states import models_for, states_for
 from tests.flora import toy
 
 FLORA = {"name": "flora", "alpha": 4.0}

@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench.workers
 from bench import isolate, store
 from bench.config import RunConfig
-from bench.execute import Outcome, Watcher, run_matrix
-from flora.cache import FeatureCache
+from bench.definition import Definition
+from bench.execute import CellOptions, Job, Outcome, Watcher, run_matrix
+from flora.events import Listener
 
 pytestmark = pytest.mark.skipif(
     "forkserver" not in multiprocessing.get_all_start_methods(), reason="processes cannot be forked"
 )
 
 THREADS_PLANTED = 7
+DEFINITION = Definition(*["planted"] * 7)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,26 +43,41 @@ def cell(seed=0, **fields):
     return RunConfig.read({"method": "zero_shot", "seed": seed, **small, **fields})
 
 
-def isolated(config, results, watcher=None, kept=None):
+def process_of(config, results, listener=None, options=None, **more):
     path = store.run_path(results, config.model_dump(mode="json"), config.hash)
-    return isolate.run_isolated(config, path, watcher or Watcher(), "small", kept)
+    job = Job(config, path, DEFINITION, CellOptions(**options or {}))
+    return isolate.CellProcess(job, listener or Listener(), **more)
+
+
+def followed(process):
+    try:
+        process.start()
+        while (outcome := process.ended()) is None:
+            isolate.wait([process])
+        return outcome
+    finally:
+        isolate.stop([process])
+
+
+def isolated(*arguments, **more):
+    return followed(process_of(*arguments, **more))
 
 
 def cells_alive():
     return [child for child in multiprocessing.active_children() if child.name == "flora-bench cell"]
 
 
-class AtTheFirstPhase(Watcher):
-    """Does something in this process as soon as the cell's has begun to work."""
+class AtTheFirstRound(Listener):
+    """Does something in this process as soon as the cell's has begun to train."""
 
     def __init__(self, do):
         self.do = do
 
-    def phase_started(self, phase):
+    def round_ended(self, record):
         self.do()
 
 
-class Notes(Watcher):
+class Notes(Listener):
     def __init__(self):
         self.notes = []
 
@@ -74,6 +92,11 @@ class Notes(Watcher):
 
     def round_ended(self, record):
         self.notes.append(("round", record))
+
+    def watcher(self):
+        watcher = Watcher()
+        watcher.cell_started = lambda config: self
+        return watcher
 
     def forwarded(self):
         return [note for note in self.notes if note[0] in ("advanced", "round") or note[1].round is None]
@@ -90,8 +113,8 @@ def test_the_server_has_loaded_the_libraries_and_started_no_threads_to_compute_w
 def test_what_an_isolated_cell_comes_to_is_the_same_to_the_last_bit(method, tmp_path):
     config = cell(method=method, rounds=2)
     here, there = Notes(), Notes()
-    (plain,) = run_matrix([config], tmp_path / "here", watcher=here)
-    (apart,) = run_matrix([config], tmp_path / "there", watcher=there, isolate=True)
+    (plain,) = run_matrix([config], tmp_path / "here", watcher=here.watcher())
+    (apart,) = run_matrix([config], tmp_path / "there", watcher=there.watcher(), isolate=True)
     assert (plain.status, apart.status) == ("ran", "ran")
     one, other = store.load_run(plain.path), store.load_run(apart.path)
     for name in (
@@ -117,8 +140,15 @@ def test_the_environment_and_the_cache_are_those_of_the_caller(tmp_path, monkeyp
     outcome = isolated(cell(task="fgvc_aircraft"), tmp_path)
     assert outcome.status == "refused"
     assert str(tmp_path / "nowhere") in outcome.reason
-    assert isolated(cell(method="flora"), tmp_path, kept=FeatureCache(tmp_path / "rows")).status == "ran"
+    kept = {"cache_folder": str(tmp_path / "rows")}
+    assert isolated(cell(method="flora"), tmp_path, options=kept).status == "ran"
     assert any((tmp_path / "rows").iterdir())
+
+
+def test_what_is_added_to_the_environment_is_there_in_the_process(tmp_path):
+    added = {"FLORA_BENCH_DATA": str(tmp_path / "elsewhere")}
+    outcome = isolated(cell(task="fgvc_aircraft"), tmp_path, environment=added)
+    assert str(tmp_path / "elsewhere") in outcome.reason
 
 
 def test_a_cell_that_fails_leaves_its_traceback_and_the_others_go_on(tmp_path):
@@ -132,38 +162,99 @@ def test_a_cell_that_fails_leaves_its_traceback_and_the_others_go_on(tmp_path):
 
 def test_a_kept_result_is_read_and_needs_no_process(tmp_path, monkeypatch):
     list(run_matrix([cell()], tmp_path, isolate=True))
-    monkeypatch.setattr(isolate, "run_isolated", None)
+    monkeypatch.setattr(isolate, "CellProcess", None)
+    monkeypatch.setattr(isolate, "wait_for_server", None)
     (kept,) = run_matrix([cell()], tmp_path, isolate=True)
     assert kept.status == "kept"
 
 
 @pytest.mark.parametrize(
-    ("number", "reason"),
+    ("number", "reason", "cause"),
     [
-        (signal.SIGKILL, "its process was ended by SIGKILL, as happens where memory runs out"),
-        (signal.SIGSEGV, "its process was ended by SIGSEGV"),
+        (signal.SIGKILL, "its process was ended by SIGKILL, as happens where memory runs out", "memory"),
+        (signal.SIGSEGV, "its process was ended by SIGSEGV (traceback in {})", "crash"),
+        (
+            signal.SIGTERM,
+            "its process ended with exit code 130 and left no result (traceback in {})",
+            "crash",
+        ),
     ],
 )
-def test_a_process_that_is_killed_fails_its_cell_alone(tmp_path, number, reason):
-    killer = AtTheFirstPhase(lambda: [os.kill(child.pid, number) for child in cells_alive()])
-    outcome = isolated(cell(method="full_finetune", rounds=100), tmp_path, killer)
-    assert (outcome.status, outcome.reason, outcome.summary) == ("failed", reason, {})
+def test_a_process_that_is_killed_fails_its_cell_alone(tmp_path, number, reason, cause):
+    killer = AtTheFirstRound(lambda: [os.kill(child.pid, number) for child in cells_alive()])
+    process = process_of(cell(method="full_finetune", rounds=100), tmp_path, killer)
+    file = process.job.path.with_name("error.txt")
+    file.parent.mkdir(parents=True)
+    file.write_text("of another time")
+    outcome = followed(process)
+    assert (outcome.status, outcome.cause, outcome.summary) == ("failed", cause, {})
+    assert outcome.reason == reason.format(file)
+    kept = json.loads(outcome.path.with_name("failure.json").read_text())
+    assert (kept["reason"], kept["cause"]) == (outcome.reason, cause)
+    assert file.exists() == (cause == "crash")
+    if cause == "crash":  # it says where the process was
+        assert "bench/cell.py" in file.read_text()
     assert cells_alive() == []
     assert isolated(cell(), tmp_path).status == "ran"
 
 
-def test_a_process_that_ends_without_a_result_says_with_what(tmp_path):
-    stop = AtTheFirstPhase(lambda: [os.kill(child.pid, signal.SIGTERM) for child in cells_alive()])
-    outcome = isolated(cell(method="full_finetune", rounds=100), tmp_path, stop)
-    assert outcome.status == "failed"
-    assert outcome.reason == "its process ended with exit code 130 and left no result"
+def test_a_cell_that_takes_too_long_is_stopped(tmp_path):
+    silent = cell(method="full_finetune", local_steps=10**6)  # a round without an end
+    outcome = isolated(silent, tmp_path, timeout_seconds=1)
+    assert (outcome.status, outcome.cause) == ("failed", "timeout")
+    assert outcome.reason.startswith("it took longer than 1 s and was stopped")
+    assert cells_alive() == []
+
+
+def test_a_cell_that_does_not_stop_is_stopped_by_force(tmp_path, monkeypatch):
+    def freeze_until_it_is_late():
+        os.kill(process.process.pid, signal.SIGSTOP)
+        process.due = 0
+
+    monkeypatch.setattr(isolate, "SECONDS_TO_STOP", 0.2)
+    endless = cell(method="full_finetune", rounds=10**6)
+    process = process_of(endless, tmp_path, AtTheFirstRound(freeze_until_it_is_late), timeout_seconds=600)
+    outcome = followed(process)
+    assert (outcome.status, outcome.cause) == ("failed", "timeout")
+    assert cells_alive() == []
+
+
+def test_what_a_process_cannot_read_is_refused(tmp_path):
+    outcome = isolated(cell().model_copy(update={"device": "cuda:99"}), tmp_path)
+    assert outcome.status == "refused"
+    assert outcome.reason.startswith("device: 'cuda:99' is not on this machine")
+
+
+def test_too_little_memory_before_the_cell_begins_is_lack_of_memory_too(tmp_path, monkeypatch):
+    def full(device):
+        raise torch.cuda.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(isolate, "warm_up", full)
+    config = cell()
+    job = Job(config, tmp_path / "cell" / "run.json", DEFINITION)
+    before = isolate._process_state({}, None)
+    told = isolate._run({"job": job.to_dict(), **before}, Listener())
+    assert (told["status"], told["cause"]) == ("failed", "memory")
+    assert "OutOfMemoryError: planted" in (tmp_path / "cell" / "error.txt").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="not Linux")
+def test_where_memory_runs_out_a_cell_goes_first(tmp_path):
+    scores = []
+    look = AtTheFirstRound(
+        lambda: scores.extend(Path(f"/proc/{x.pid}/oom_score_adj").read_text() for x in cells_alive())
+    )
+    isolated(cell(rounds=0), tmp_path, look)
+    assert [int(score) for score in scores] == [1000]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_cells_process_too(tmp_path, number):
-    interrupt = AtTheFirstPhase(lambda: signal.raise_signal(number))
+    interrupt = Watcher()
+    interrupt.cell_started = lambda config: AtTheFirstRound(lambda: signal.raise_signal(number))
+    endless = cell(method="full_finetune", rounds=10**6)
     with pytest.raises(KeyboardInterrupt):
-        isolated(cell(method="full_finetune", rounds=100), tmp_path, interrupt)
+        list(run_matrix([endless], tmp_path, watcher=interrupt, isolate=True))
     assert cells_alive() == []
     assert not any(tmp_path.rglob("run.json"))
 
@@ -173,31 +264,35 @@ def test_an_interrupt_ends_the_cells_process_too(tmp_path, number):
 def test_the_command_line_runs_cells_apart_if_asked_to(run_cli, tmp_path, monkeypatch, command, options):
     apart = []
 
-    def run_isolated(config, path, *_):
-        apart.append(config)
-        return Outcome(config, "failed", path, reason="planted")
+    def run(self, jobs, watcher):
+        for job in jobs:
+            apart.append(job.config)
+            watcher.cell_started(job.config)
+            outcome = Outcome(job.config, "failed", job.path, reason="planted")
+            watcher.cell_ended(outcome)
+            yield outcome
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(isolate, "run_isolated", run_isolated)
+    monkeypatch.setattr(bench.workers.Workers, "run", run)
     Path("matrix.yaml").write_text(json.dumps(cell(method="linear_probe").model_dump(mode="json")))
     run_cli(*command, "matrix.yaml", "--no-cache", *options)
     assert bool(apart) == bool(options)
 
 
 def test_torch_is_told_what_the_caller_told_it():
-    before = isolate._process_state()
+    before = isolate._process_state({}, None)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        told = isolate._process_state()
+        told = isolate._process_state({}, None)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert isolate._process_state() == before
+    assert isolate._process_state({}, None) == before
     try:
         isolate._take_on(json.loads(json.dumps(told)))
-        assert isolate._process_state() == told != before
+        assert isolate._process_state({}, None) == told != before
     finally:
         isolate._take_on(before)
-    assert isolate._process_state() == before
+    assert isolate._process_state({}, None) == before
 
 
 def test_the_peak_of_a_cell_does_not_leak_into_the_next(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.config import RunConfig, label
-from bench.matrix import PRESETS, Matrix, presets, smoke
+from bench.matrix import MANY_CELLS, PRESETS, Matrix, presets, smoke
 from flora.errors import BadInput
 
 
@@ -92,8 +92,8 @@ def test_a_list_of_names_in_a_section_is_many_sections():
 def test_a_list_of_names_multiplies_with_the_lists_beside_it(file):
     cells = cells_of(file("rounds: 1"), "split={name: [iid, quantity], shots: [null, 4]}")
     assert [(c.split.name, c.split.shots) for c in cells] == list(product(["iid", "quantity"], [None, 4]))
-    (cell,) = Matrix(method={"name": ["flora"], "places": ["text.out", "text.query"]}).cells()
-    assert cell.method.places == ("text.out", "text.query")
+    (cell,) = Matrix(method={"name": ["flora"], "places": ["text.query", "text.out"]}).cells()
+    assert cell.method.places == ("text.query", "text.out")
 
 
 def test_a_name_that_is_a_mapping_is_refused(file):
@@ -103,10 +103,10 @@ def test_a_name_that_is_a_mapping_is_refused(file):
 
 def test_a_value_that_is_a_list_is_one_value():
     (cell,) = Matrix(
-        optimizer={"betas": [0.5, 0.6]}, method={"name": "flora", "places": ["text.out", "text.query"]}
+        optimizer={"betas": [0.5, 0.6]}, method={"name": "flora", "places": ["text.query", "text.out"]}
     ).cells()
     assert cell.optimizer.betas == (0.5, 0.6)
-    assert cell.method.places == ("text.out", "text.query")
+    assert cell.method.places == ("text.query", "text.out")
 
 
 def test_a_list_of_such_values_is_many():
@@ -204,7 +204,9 @@ def test_numbers_in_exponential_notation_match(file):
 
 
 def test_exclude_may_not_leave_nothing():
-    with pytest.raises(BadInput, match=r"^exclude: leaves none of the 2 cells$"):
+    with pytest.raises(
+        BadInput, match=r"^exclude: leaves none of the 2 cells; let its entries name more fields$"
+    ):
         Matrix(seed=[0, 1], exclude=[{"task": "digits"}]).cells()
 
 
@@ -526,3 +528,172 @@ def test_the_paper_preset_is_the_papers():
     # no data set is left out of a division, also where its classes are fewer than ten
     for kind in ("iid", "dirichlet", "pathological"):
         assert len({cell.task for cell in cells if cell.split.name == kind}) == 16
+
+
+# --- what a file extends -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Write matrix files by their paths, and give the folder."""
+
+    def write(**texts):
+        for name, text in texts.items():
+            path = tmp_path / f"{name.replace('_in_', '/')}.yaml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(dedent(text), encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+def test_fields_are_replaced_and_includes_and_excludes_added(files):
+    folder = files(
+        base="""
+            rounds: [1, 2]
+            clients: 3
+            include: [{clients: 4}]
+            exclude: [{clients: 4, rounds: 1}]
+        """,
+        top="""
+            extends: base.yaml
+            rounds: [1, 5]
+            seed: 7
+            include: [{clients: 6}]
+            exclude: [{clients: 6, rounds: 5}]
+        """,
+    )
+    found = [(c.clients, c.rounds, c.seed.split) for c in cells_of(str(folder / "top.yaml"))]
+    assert found == [(3, 1, 7), (3, 5, 7), (4, 5, 7), (6, 1, 7)]
+
+
+def test_a_preset_is_extended_by_its_name(files):
+    folder = files(mine="extends: quick\nseed: 5")
+    quick, mine = cells_of("quick"), cells_of(str(folder / "mine.yaml"))
+    assert len(mine) * 2 == len(quick)
+    assert {cell.seed.split for cell in mine} == {5}
+    exclude = {"seed"}
+    assert [c.model_dump(exclude=exclude) for c in mine] == [
+        c.model_dump(exclude=exclude) for c in quick[::2]
+    ]
+
+
+def test_files_are_found_from_the_file_that_names_them_and_through_several(files, monkeypatch):
+    folder = files(
+        a="extends: below/b.yaml\nrounds: 1",
+        below_in_b="extends: c.yaml\nclients: 3",
+        below_in_c="clients: 2\nbatch_size: 5",
+        c="batch_size: 6",
+    )
+    monkeypatch.chdir(folder.parent)
+    (cell,) = cells_of(f"{folder.name}/a.yaml", "rounds=4")
+    assert (cell.rounds, cell.clients, cell.batch_size) == (4, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("texts", "chain"),
+    [
+        ({"a": "extends: a.yaml"}, "a.yaml → a.yaml"),
+        ({"a": "extends: b.yaml", "b": "extends: a.yaml"}, "a.yaml → b.yaml → a.yaml"),
+        (
+            {"a": "extends: b.yaml", "b": "extends: ./c.yaml", "c": "extends: ../DIR/b.yaml"},
+            "a.yaml → b.yaml → c.yaml → b.yaml",
+        ),
+    ],
+)
+def test_files_that_extend_one_another_in_a_circle_are_refused(files, texts, chain):
+    folder = files()
+    files(**{name: text.replace("DIR", folder.name) for name, text in texts.items()})
+    wanted = f"extends: {chain} goes round in a circle; let one of them extend nothing"
+    assert refusal(str(folder / "a.yaml")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("quik", "there is no preset and no file 'quik'; did you mean 'quick'?"),
+        ("[quick, speed]", "['quick', 'speed'] must be one preset's name or one file's path"),
+        ("null", "None must be one preset's name or one file's path"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused_with_the_file_that_asks_for_it(files, value, complaint):
+    path = files(mine=f"extends: {value}") / "mine.yaml"
+    assert refusal(str(path)) == f"{path}: extends: {complaint}"
+
+
+def test_extends_belongs_in_a_file(file):
+    assert "extends belongs in a file" in refusal(file("rounds: 1"), "extends=quick")
+    with pytest.raises(BadInput, match="extends"):
+        Matrix(extends="quick").cells()
+
+
+def test_a_cell_that_an_extended_file_has_too_is_refused(files):
+    folder = files(
+        base="rounds: 1\ninclude: [{clients: 4}]", top="extends: base.yaml\ninclude: [{clients: 4}]"
+    )
+    assert refusal(str(folder / "top.yaml")).startswith("the matrix holds this cell twice: digits · flora")
+
+
+def test_the_record_of_a_tuning_goes_with_the_values_it_found(files):
+    tuning = "{grid: g, trials: 1, chosen: {optimizer.lr: 0.1}, validation_accuracy: 0.5}"
+    folder = files(
+        base=f"optimizer: {{lr: 0.1}}\ntuning: {tuning}\ninclude: [{{clients: 4, tuning: {tuning}}}]",
+        same="extends: base.yaml\nrounds: 1",
+        other="extends: base.yaml\noptimizer: sgd",
+    )
+    assert all(cell.tuning for cell in cells_of(str(folder / "same.yaml")))
+    assert not any(cell.tuning for cell in cells_of(str(folder / "other.yaml")))
+
+
+# --- how many ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quick", "paper", "speed", "fewshot", "splits"])
+def test_cells_are_counted_as_they_are_made(name):
+    matrix = Matrix.read(name)
+    made = Matrix(include=matrix.include, **matrix.fields).cells()
+    assert matrix.count() == len(made)
+    assert len(matrix.cells()) <= matrix.count()
+
+
+def test_lists_in_sections_and_values_that_are_lists_are_counted_right():
+    matrix = Matrix(
+        method=["zero_shot", {"name": "flora", "rank": [1, 2], "places": ["text.query", "text.out"]}],
+        optimizer={"betas": [[0.5, 0.6], [0.7, 0.8]]},
+        seed={"order": [0, 1, 2]},
+        include=[{"rounds": [1, 2], "seed": 4}],
+    )
+    assert matrix.count() == len(matrix.cells()) == 3 * 2 * 3 + 3 * 2 * 2
+
+
+def test_ten_million_cells_are_counted_and_not_made(monkeypatch):
+    monkeypatch.setattr(RunConfig, "read", None)  # calling it would fail
+    lists = {name: list(range(1, 101)) for name in ("rounds", "clients", "batch_size")}
+    assert Matrix(**lists, seed=list(range(10))).count() == 10**7 > MANY_CELLS
+
+
+# --- seeds, which are read apart -----------------------------------------------------------------------
+
+
+SEEDS = [0, 3, {"split": 1}, {"split": 1, "order": 2}]
+
+
+def test_cells_of_many_seeds_are_as_if_each_were_read_alone():
+    fields = {"seed": SEEDS, "method": ["flora", "zero_shot"], "rounds": [1, 2]}
+    cells = Matrix(**fields).cells()
+    alone = [RunConfig.read(dict(zip(fields, values, strict=True))) for values in product(*fields.values())]
+    assert cells == alone
+    assert [cell.hash for cell in cells] == [cell.hash for cell in alone]
+    assert [cell.model_dump() for cell in cells] == [cell.model_dump() for cell in alone]
+
+
+@pytest.mark.parametrize(
+    "wrong", [-1, 2**63, "x", None, True, [], 1.5, {"split": -1}, {"splt": 1}, {"split": True}]
+)
+def test_a_wrong_seed_among_right_ones_is_refused_as_it_is_alone(wrong):
+    def complaint(seed):
+        with pytest.raises(BadInput) as caught:
+            Matrix(seed=seed).cells()
+        return str(caught.value)
+
+    assert complaint([0, wrong]) == complaint([wrong])

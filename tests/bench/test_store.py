@@ -1,15 +1,19 @@
 """Results are written whole or not at all, and read back as tidy tables."""
 
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +39,9 @@ def make_run(method="flora", *, seed=0, shots=None, task="digits", config_hash="
     seconds = {"send": 1.0, "train": 2.0, "receive": 3.0, "aggregate": 4.0, "evaluate": 100.0, "rest": 50.0}
     first = {"round": 0, "accuracy": 0.25, "loss": None, "bytes_up": 0, "bytes_down": 0}
     return {
-        "schema": 1,
+        "schema": store.SCHEMA,
+        "definition": {"hash": "0123456789abcdef", "config": config_hash},
+        "sittings": [],
         "status": "complete",
         "config": config,
         "config_hash": config_hash,
@@ -235,7 +241,7 @@ def test_nan_and_a_field_of_the_wrong_type_are_refused(tmp_path):
 def test_a_newer_schema_asks_for_a_newer_suite(tmp_path):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"schema": store.SCHEMA + 1}))
-    assert_refused(path, "schema 2", "update")
+    assert_refused(path, f"schema {store.SCHEMA + 1}", "update")
 
 
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
@@ -379,3 +385,158 @@ def test_importing_the_harness_loads_no_heavy_library():
 def test_the_harness_has_no_other_names():
     with pytest.raises(AttributeError, match="no_such"):
         _ = bench.no_such
+
+
+# --- tables beside a result ----------------------------------------------------------------------------
+
+
+def test_rounds_are_kept_as_the_table_that_load_rounds_gives(tmp_path):
+    run = make_run(rounds=4)
+    path = store.run_path(tmp_path, run["config"], "h0")
+    run["rounds_table"] = store.save_rounds(path, run)
+    store.save_run(path, run)
+    assert run["rounds_table"]["file"] == "rounds.csv"
+    assert run["rounds_table"]["rows"] == 4
+    kept = store.load_table(path, "rounds_table")
+    whole = bench.load_rounds(tmp_path)
+    shown = whole.drop(columns=["task", "model", "method", "split", "shots", "seed", "config_hash"])
+    pd.testing.assert_frame_equal(kept, shown, check_dtype=False)
+    header, first, *_ = path.with_name("rounds.csv").read_text().splitlines()
+    assert header.startswith("round,accuracy,loss,bytes_up,bytes_down,cumulative_bytes,cumulative_seconds,")
+    assert first.startswith("0,0.25,,0,0,0,")
+
+
+def test_a_table_cannot_be_read_from_elsewhere(tmp_path):
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    path = tmp_path / "cell" / "run.json"
+    digest = store.save_table(path, "ledger", [{"a": 1}])["sha256"]
+    store.save_run(path, {**make_run(), "ledger": {"file": "../secret.csv", "rows": 1, "sha256": digest}})
+    with pytest.raises(BadInput, match="secret"):
+        store.load_table(path, "ledger")
+
+
+def test_files_beside_a_result_are_flushed_before_they_take_their_names(tmp_path, monkeypatch):
+    steps = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(store.os, "fsync", lambda descriptor: steps.append("flush") or fsync(descriptor))
+    monkeypatch.setattr(store.os, "replace", lambda *names: steps.append("rename") or replace(*names))
+    store.save_table(tmp_path / "run.json", "ledger", [{"round": 1}])
+    assert steps == ["flush", "rename", "flush"]
+
+
+# --- a result takes its place whole --------------------------------------------------------------------
+
+OLD = {"config_hash": "old", "value": 1.0, "weights": "small"}
+NEW = {"config_hash": "new", "value": 2.0, "weights": "none"}
+
+
+def write_whole(path: Path, config_hash: str, value: float, weights: str) -> None:
+    run = make_run(config_hash=config_hash)
+    run["weights"] = store.save_weights(path, {"w": torch.full((3,), value)}, weights)
+    run["ledger"] = store.save_table(path, "ledger", [{"round": 1, "bytes": value}])
+    run["rounds_table"] = store.save_rounds(path, run)
+    store.save_run(path, run)
+
+
+def keep_whole(folder: Path, which: dict) -> None:
+    with store.staged(folder / "run.json") as path:
+        write_whole(path, **which)
+
+
+def killed_at(step: int, work) -> bool:
+    """Do `work` in a process that ends without any clean-up as it comes to a file the `step`-th time."""
+    child = os.fork()
+    if child == 0:
+        left = step
+
+        def count(event, arguments):
+            nonlocal left
+            left -= event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+            if left == 0:
+                os._exit(9)
+
+        sys.addaudithook(count)
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def assert_whole(folder: Path) -> str:
+    """See that a folder holds one result with its own files and nothing else, and say which."""
+    run = store.load_run(folder / "run.json")
+    own = store.side_files(run)
+    assert {file.name for file in folder.iterdir()} == {"run.json", *own}
+    for name, described in own.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == described["sha256"]
+    return run["config_hash"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("first", [None, OLD])
+def test_a_result_killed_at_any_step_is_the_old_one_or_the_new_one(tmp_path, first):
+    found = []
+    for step in range(1, 1000):
+        folder = tmp_path / str(step)
+        if first:
+            keep_whole(folder, first)
+        killed = killed_at(step, partial(keep_whole, folder, NEW))
+        if (folder / "run.json").exists() and not (folder / store.FINISHED).exists():
+            store.load_run(folder / "run.json")
+        store.recover(folder)
+        if (folder / "run.json").exists():
+            found.append(assert_whole(folder))
+        else:
+            assert first is None
+            assert not folder.exists() or not list(folder.iterdir())
+            found.append("none")
+        if not killed:
+            break
+    order = ["old" if first else "none", "new"]
+    assert found == sorted(found, key=order.index)
+    assert set(found) == set(order)
+    assert found.count("new") > 5  # the moving was cut off in many places
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_recovering_can_be_killed_at_any_step_too(tmp_path):
+    keep_whole(tmp_path, OLD)
+    write_whole(tmp_path / store.FINISHED / "run.json", **NEW)  # complete, not moved yet
+    (tmp_path / ".run.json.0.tmp").touch()
+    for step in range(1, 1000):
+        if not killed_at(step, lambda: store.recover(tmp_path)):
+            break
+    assert assert_whole(tmp_path) == "new"
+
+
+def test_a_result_that_is_never_complete_leaves_the_old_one(tmp_path):
+    keep_whole(tmp_path, OLD)
+    with suppress(KeyboardInterrupt), store.staged(tmp_path / "run.json") as path:
+        store.save_table(path, "ledger", [{"round": 1}])
+        raise KeyboardInterrupt
+    assert assert_whole(tmp_path) == "old"
+
+
+def test_a_complete_result_found_damaged_is_no_result(tmp_path):
+    keep_whole(tmp_path, OLD)
+    (tmp_path / store.FINISHED).mkdir()
+    (tmp_path / store.FINISHED / "run.json").write_text("{")
+    store.recover(tmp_path)
+    assert assert_whole(tmp_path) == "old"
+
+
+def test_what_is_not_of_the_suite_stays_beside_a_result(tmp_path):
+    (tmp_path / "notes.csv").write_text("mine")
+    keep_whole(tmp_path, OLD)
+    keep_whole(tmp_path, NEW)
+    assert (tmp_path / "notes.csv").read_text() == "mine"
+    assert not (tmp_path / store.WEIGHTS).exists()
+
+
+def test_recovering_a_folder_that_is_not_there_does_nothing(tmp_path):
+    store.recover(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []

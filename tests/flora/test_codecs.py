@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load, save
 
-from flora import client, payload, runners
+from flora import client, payload, states
 from flora.aggregation import WeightedMean
 from flora.codecs import make_codec
 from flora.payload import PayloadError
-from flora.runners import StatesOnDisk, residuals_for
 from flora.settings import CODECS, Bf16, CodecConfig, Fp16, Fp32, Int8, TopK, Training
+from flora.states import StatesOnDisk, residuals_for
 from tests.flora import toy
 
 SPECS = {
@@ -524,7 +524,7 @@ def test_residuals_in_memory_and_on_disk_give_identical_results(monkeypatch):
     assert sorted(on_disk.runner.residuals) == sorted(in_memory.runner.residuals) == [0, 1, 2]
     built, codec = toy.method(PROBE), make_codec(TopK())
     assert residuals_for(built, 10, codec) == {}
-    monkeypatch.setattr(runners, "STATES_IN_MEMORY_BYTES", 10 * 8 * built.closed_form())
+    monkeypatch.setattr(states, "STATES_IN_MEMORY_BYTES", 10 * 8 * built.closed_form())
     assert isinstance(residuals_for(built, 10, codec), dict)
     assert isinstance(residuals_for(built, 11, codec), StatesOnDisk)
 

@@ -7,8 +7,8 @@ import torch
 
 from flora import group
 from flora.method import METHODS
-from flora.runners import StatesOnDisk
 from flora.settings import Training
+from flora.states import StatesOnDisk
 from tests.flora import toy
 
 # Two to nine samples: with batches of four, one step to three, the last of one to four samples.

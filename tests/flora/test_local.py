@@ -7,7 +7,8 @@ from flora import client
 from flora.evaluation import evaluate
 from flora.events import Events
 from flora.local import LocalTraining
-from flora.runners import OneByOne, models_for, states_for
+from flora.runners import OneByOne
+from flora.states import models_for, states_for
 from tests.flora import reference, toy
 
 FLORA = {"name": "flora"}

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from flora import payload, runners
+from flora import payload, states
 from flora.events import Events
-from flora.runners import OneByOne, StatesOnDisk, states_for
+from flora.runners import OneByOne
 from flora.settings import Training
+from flora.states import StatesOnDisk, states_for
 from tests.flora import toy
 
 SETTINGS = {
@@ -100,7 +101,7 @@ def test_states_on_disk_are_a_mapping_that_leaves_nothing_behind():
     assert len(states) == 1
     with pytest.raises(KeyError):
         del states[1]
-    assert len(list(folder.iterdir())) == 1
+    assert [file.name for file in folder.glob("*.*tensors")] == ["3.safetensors"]
     del states
     assert not folder.exists()
 
@@ -111,7 +112,7 @@ def test_where_states_rest(monkeypatch):
     assert states_for(built, 10, Training(optimizer={"state": "reset"})) is None
     assert states_for(built, 10, Training(optimizer="sgd")) is None
     assert states_for(built, 10, Training()) == {}
-    monkeypatch.setattr(runners, "STATES_IN_MEMORY_BYTES", 10 * two_moments)
+    monkeypatch.setattr(states, "STATES_IN_MEMORY_BYTES", 10 * two_moments)
     assert isinstance(states_for(built, 10, Training()), dict)
     assert isinstance(states_for(built, 11, Training()), StatesOnDisk)
 

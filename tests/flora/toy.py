@@ -17,8 +17,9 @@ from flora.features import Batch, Samples
 from flora.federation import Federation
 from flora.method import METHODS
 from flora.prompts import Prompts
-from flora.runners import Grouped, OneByOne, states_for
+from flora.runners import Grouped, OneByOne
 from flora.settings import Training
+from flora.states import states_for
 
 for module in iter_modules(baselines.__path__):
     import_module(f"baselines.{module.name}")
