@@ -551,8 +551,8 @@ def load_results(
         where they differ), `status, config_hash, path`; every other option by its dotted path, such as
         `clients` or `method.rank`; every field of `summary` by its name; `split.fingerprint`,
         `split.label_skew`, `memory.*`, `flops.*`, `load.*`, `environment.*`, `definition.*`;
-        `invariants_checked` (how many) and `broken` (those that did not hold, in words). What a run lacks is
-        missing (NaN or None).
+        `sittings` (how many processes worked on it), `invariants_checked` (how many) and `broken` (those that
+        did not hold, in words). What a run lacks is missing (NaN or None).
 
     Raises:
         BadInput: if there is none, or one of them is damaged.
@@ -735,6 +735,7 @@ def row_of(path: Path | str, run: dict[str, Any]) -> Row:
         **run["summary"],
         **split,
         **{part: run.get(part) or {} for part in ("memory", "flops", "load", "environment", "definition")},
+        "sittings": len(run["sittings"]) or None,
         "invariants_checked": len(run.get("invariants", {})),
         "broken": broken_invariants(run),
     }

@@ -27,8 +27,8 @@ def merge(
     as_json: Annotated[bool, typer.Option("--json", help="Print what became of each run as JSON.")] = False,
 ) -> None:
     """Copy the runs of several folders into one; those that are there stay."""
-    from bench.cli.results import mixed
     from bench.merging import merge as merged
+    from bench.report.mixture import mixture
     from bench.store import load_results
 
     outcomes = []
@@ -43,7 +43,7 @@ def merge(
     else:
         typer.echo(f"{into}: {', '.join(f'{n:,} {status}' for status, n in count.items())}")
     if count["copied"] + count["kept"] + count["replaced"]:
-        for line in mixed(load_results(into, on_damage=lambda _: None)):
+        for line in mixture(load_results(into, on_damage=lambda _: None)):
             typer.echo(f"flora-bench: {line}", err=True)
     raise typer.Exit(EXIT_DIFFER if count["differs"] + count["skipped"] else 0)
 

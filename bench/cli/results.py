@@ -65,9 +65,11 @@ def results(
     """List the runs of a folder with what tells them apart and what they came to."""
     if as_json and as_csv:
         raise BadInput("--json and --csv exclude each other; give one of them")
+    from bench.report.mixture import mixture
+
     every = read(folder, rebuild)
     runs = every[selected(every, where or [])]
-    for line in mixed(runs):
+    for line in mixture(runs):
         _say(line)
     if len(runs) == 0:
         _say(f"none of {len(every):,} runs is such that {' and '.join(where or [])}")
@@ -228,34 +230,6 @@ def _sorted(table: DataFrame, sort: str | None) -> DataFrame:
     known = table[table[field].notna()]
     order = sorted(known.index, key=lambda row: rank[row], reverse=sort.startswith("-"))
     return table.loc[[*order, *table.index[table[field].isna()]]]
-
-
-def mixed(runs: DataFrame) -> Iterator[str]:
-    """Say where runs were not made alike."""
-    import pandas as pd
-
-    def values(*names: str) -> list[str]:
-        known = [runs[name].map(_plain) for name in names if name in runs]
-        rows = zip(*known, strict=True) if known else ()
-        return sorted({" + ".join(str(part) for part in row if part) for row in rows} - {""})
-
-    machines = values("environment.cpu", "environment.gpu")
-    if len(machines) > 1:
-        yield f"runs of {len(machines)} machines are mixed: {_few(machines)}; compare no times among them"
-    harness = runs.get("definition.harness", pd.Series("", index=runs.index)).map(_plain)
-    before = int((harness.isna() | harness.eq("")).sum())
-    if 0 < before < len(runs):
-        yield f"schemas are mixed: {before:,} of {len(runs):,} runs know no versions of the code"
-    versions = values("definition.harness")
-    if len(versions) > 1:
-        yield f"runs of {len(versions)} versions of the harness are mixed: {_few(versions)}"
-    commits = [commit[:12] for commit in values("environment.git_commit")]
-    if len(commits) > 1 and before:
-        yield f"runs of {len(commits)} commits are mixed: {_few(commits)}"
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _texts(table: DataFrame, name: str) -> list[str]:

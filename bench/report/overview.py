@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.report.mixture import mixture
 from bench.report.names import AS_DEPLOYED, label_runs, option_value, shots_label
 from bench.report.statistics import t_factor
 from bench.report.tables import BELOW, ROW, Cell, Table
@@ -200,14 +201,7 @@ def _refusal_note(runs: pd.DataFrame) -> str:
 
 
 def _machine_notes(runs: pd.DataFrame) -> list[str]:
-    texts = []
-    varied = [
-        c for c in ("environment.cpu", "environment.gpu", "device") if c in runs and runs[c].nunique() > 1
-    ]
-    if varied:
-        texts.append(
-            "The runs come from more than one kind of machine: do not compare their seconds and memory."
-        )
+    texts = mixture(runs)
     known = runs["environment.git_commit"].notna() if "environment.git_commit" in runs else False
     if "environment.git_dirty" in runs and (known & runs["environment.git_dirty"].eq(True)).any():
         texts.append("Some runs were made from sources that differ from the commit named.")

@@ -191,8 +191,8 @@ def test_mixed_machines_schemas_and_versions_are_named(run_cli, quick, tmp_path)
         )
     _, _, err = run_cli("results", str(quick))
     lines = err.splitlines()
-    assert any("2 machines" in line and "another processor" in line for line in lines)
-    assert any("22 of 24 runs" in line and "schema" in line for line in lines)
+    assert any("2 kinds of machine" in line and "another processor" in line for line in lines)
+    assert any("22 of 24 are of an older schema" in line for line in lines)
     assert any("2 versions of the harness" in line and "aaa, bbb" in line for line in lines)
 
 
