@@ -278,9 +278,12 @@ def _details(planned: Sequence[Planned]) -> list[str]:
 
 def _names(cells: Sequence[RunConfig]) -> list[str]:
     """Name cells without their seeds, and without a task that all of them have."""
-    from bench.config import label
+    from bench.config import label, labels
 
-    named = [label(cell).rpartition(" · ")[0] for cell in cells]
+    told_apart, named = labels(cells), []
+    for cell in cells:
+        plain = label(cell)
+        named.append(plain.rpartition(" · ")[0] + told_apart[cell.hash].removeprefix(plain))
     if len({cell.task for cell in cells}) > 1:
         return named
     return [name.partition(" · ")[2] for name in named]

@@ -47,7 +47,11 @@ def run(
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", "-j", metavar="N", help="Cells at once, each in a process of its own.", show_default="1"
+            "--jobs",
+            "-j",
+            metavar="N",
+            help="Cells at once, each in a process of its own.",
+            show_default="one after another in this process",
         ),
     ] = None,
     isolate: Isolate = False,
