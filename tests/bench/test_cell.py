@@ -453,7 +453,6 @@ print(in_child(sys.argv[1], 10), in_child(sys.argv[1], 200))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("method", ["flora", "full_finetune"])
 def test_memory_does_not_grow_with_the_number_of_clients(method):

@@ -45,7 +45,7 @@ OPTIONS = [
     Compute(threads=1),
     Compute(channels_last=True),
     Compute(matmul_precision="high"),
-    pytest.param(Compute(compile="default"), marks=[pytest.mark.slow, needs_compiler]),
+    pytest.param(Compute(compile="default"), marks=needs_compiler),
 ]
 
 
