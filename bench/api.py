@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.caching import folder_for_runs
 from bench.config import RunConfig, label
 from bench.execute import Executor, Outcome, Watcher, run_matrix
-from bench.matrix import Matrix
+from bench.matrix import MANY_CELLS, Matrix
+from flora.errors import BadInput
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -105,6 +106,7 @@ def run(
     results: Path | str = "results",
     *,
     jobs: int | None = None,
+    timeout_seconds: float | None = None,
     executor: Executor | None = None,
     fresh: bool = False,
     keep_stale: bool = False,
@@ -121,7 +123,8 @@ def run(
         cells: a matrix; or runs, such as those of `Matrix.cells()`; or the name of a preset or a file.
         results: folder that results are kept in.
         jobs: how many cells run at once, each in a process of its own; None: one after another in this.
-        executor: who runs the cells, instead; such as `bench.cluster.RayCluster()`.
+        timeout_seconds: after how long to give a cell up, which then has a process of its own.
+        executor: who runs the cells, instead of these two; such as `bench.cluster.RayCluster()`.
         fresh: run cells that have a result, too.
         keep_stale: take results whose images, weights or code have changed since as they are.
         weights: which trained tensors to keep: up to 16 MiB, all or none.
@@ -139,8 +142,14 @@ def run(
     """
     from bench.frozen import cache_in
 
+    if executor is not None and (jobs, timeout_seconds) != (None, None):
+        raise BadInput(
+            "executor: has its own number of jobs and time-out; leave jobs and timeout_seconds out"
+        )
     if isinstance(cells, str):
         cells = Matrix.read(cells)
+    if isinstance(cells, Matrix) and (count := cells.count()) > MANY_CELLS:
+        raise BadInput(f"the matrix has {count:,} cells; give its `cells()` if all of them are meant")
     chosen = cells.cells() if isinstance(cells, Matrix) else cells
     for outcome in run_matrix(
         chosen,
@@ -149,19 +158,24 @@ def run(
         watcher,
         weights,
         cache_in(folder_for_runs(None if cache is None else str(cache))),
-        executor=executor or _workers(jobs),
+        executor=executor or _workers(jobs, timeout_seconds, Path(results), chosen),
         checkpoint_rounds=checkpoint_rounds,
         keep_stale=keep_stale,
     ):
         yield _result(outcome)
 
 
-def _workers(jobs: int | None) -> Executor | None:
-    if jobs is None:
+def _workers(
+    jobs: int | None, timeout_seconds: float | None, results: Path, cells: Sequence[RunConfig]
+) -> Executor | None:
+    if jobs is None and timeout_seconds is None:
         return None
+    from bench.placement import predictions
     from bench.workers import Workers
 
-    return Workers(jobs)
+    return Workers(
+        1 if jobs is None else jobs, timeout_seconds=timeout_seconds, predictions=predictions(results, cells)
+    )
 
 
 def _result(outcome: Outcome) -> Result:

@@ -166,9 +166,10 @@ class _Run:
                 self._save(checkpoints)
 
     def _resume(self, checkpoints: Checkpoints) -> None:
-        latest = checkpoints.latest
-        if latest is None or latest.clients_together != _together(self.training):
+        latest = checkpoints.latest(_together(self.training))
+        if latest is None:
             return
+        self.cell.events.resume(latest.round)
         with self.cell.events.phase("resume"):
             latest.give_to(self.training)
             self.records, self.sittings, self.resumed_after = [*latest.records], latest.sittings, latest.round
@@ -190,9 +191,11 @@ class _Run:
 
     def _sitting(self) -> dict[str, Any]:
         """Describe what this process has done of the run."""
+        first = 0 if self.resumed_after is None else self.resumed_after + 1
+        last = self.records[-1].round
         return {
-            "first_round": 0 if self.resumed_after is None else self.resumed_after + 1,
-            "last_round": self.records[-1].round,
+            "first_round": first if first <= last else None,  # every round was done before
+            "last_round": last if first <= last else None,
             "seconds": self.instruments.clock.sitting_seconds,
             "began": self.began.isoformat(timespec="seconds"),
             "host": platform.node(),

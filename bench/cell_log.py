@@ -32,7 +32,6 @@ class CellLog(Listener):
     Args:
         path: the file.
         config: the cell.
-        resumed_from: the round whose kept state the run goes on from; None if it begins anew.
         clock: seconds that never go back.
     """
 
@@ -40,11 +39,10 @@ class CellLog(Listener):
         self,
         path: Path,
         config: RunConfig,
-        resumed_from: int | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._config, self._resumed_from = path, config, resumed_from
+        self._path, self._config = path, config
         self._clock = clock
         self._due = self._began = clock()
         self._phases: list[float] = []
@@ -57,8 +55,6 @@ class CellLog(Listener):
             # unbuffered: a line is one write, so that none waits in memory for a death or a disk with room
             self._file = self._path.open("ab", buffering=0)
         self.write(f"started: {label(self._config)} ({self._config.hash}) on {_here()}")
-        if self._resumed_from is not None:
-            self.write(f"resumed from round {self._resumed_from} of {self._config.rounds}")
         return self
 
     def __exit__(
@@ -87,6 +83,10 @@ class CellLog(Listener):
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         with suppress(OSError):
             self._file.write(f"{now} {' '.join(event.split())}\n".encode(errors="replace"))
+
+    def resumed(self, round: int) -> None:
+        """Say where the run goes on."""
+        self.write(f"resumed from round {round} of {self._config.rounds}")
 
     def phase_started(self, phase: Phase) -> None:
         """Start the clock of a phase outside of rounds."""

@@ -1,10 +1,10 @@
 """What a run needs to go on in another process, kept every few rounds: the last two, each whole or not there.
 
-A checkpoint is a folder `round-00012` with the tensors that the next round starts from (safetensors) and
-`checkpoint.json` with all the rest: the records of the rounds, the ledger, what else the instruments have
-measured. There are no random streams in it, as none lives from one round to the next: who takes part and the
-order of a client's batches are drawn anew in every round, from the seeds and the round's number. So a run
-that goes on from a checkpoint comes to the very bits of one that was never interrupted.
+A checkpoint is a folder `round-00012` with the tensors that the next round starts from (safetensors) and JSON
+with all the rest: the records of the rounds, the ledger, what else the instruments have measured. There are
+no random streams in it, as none lives from one round to the next: who takes part and the order of a client's
+batches are drawn anew in every round, from the seeds and the round's number. So a run that goes on from a
+checkpoint comes to the very bits of one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from bench.store import flush_folder
 from flora.events import RoundRecord
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from flora.federation import Federation
     from flora.local import LocalTraining
 
@@ -41,7 +42,7 @@ AT_STAKE_SECONDS = 30.0
 COST_SHARE = 0.05
 """And not before the last one's cost is at most this share of the time since."""
 
-_DESCRIPTION, _STATE = "checkpoint.json", "state.safetensors"
+_DESCRIPTION, _RECORDS, _STATE = "checkpoint.json", "records.json", "state.safetensors"
 _HASHED_BYTES = 256 * 2**20
 """Larger files are known by their size alone: to read them again would take longer than a round."""
 
@@ -53,7 +54,6 @@ class Checkpoint:
     Attributes:
         folder: where its tensors are.
         round: the last that was done.
-        clients_together: how many clients were trained at once; another number gives other roundings.
         records: of all rounds so far.
         measured: what the instruments had measured, by listener.
         sittings: of the processes that worked on it, as in `run.json`.
@@ -61,7 +61,6 @@ class Checkpoint:
 
     folder: Path
     round: int
-    clients_together: int
     records: Sequence[RoundRecord]
     measured: Mapping[str, Any]
     sittings: Sequence[Mapping[str, Any]]
@@ -80,7 +79,7 @@ class Checkpoints:
 
     Args:
         cell: the folder of its cell.
-        definition: hash of what its numbers follow from; checkpoints of another are not looked at.
+        definition: hash of what its numbers follow from; checkpoints of another are not gone on from.
         every_rounds: how often one is due; 0 for never; None for whenever half a minute would be lost.
         clock: seconds from any origin, never going back.
     """
@@ -98,12 +97,17 @@ class Checkpoints:
         self._clock = clock
         self._last = clock()
         self._cost_seconds = 0.0
+        self._own: list[Path] = []
 
-    @cached_property
-    def latest(self) -> Checkpoint | None:
-        """The newest that is whole; None where there is none to go on from."""
+    def latest(self, clients_together: int) -> Checkpoint | None:
+        """Find the newest that is whole; None where there is none to go on from.
+
+        Args:
+            clients_together: how many clients are trained at once: another number gives other roundings.
+        """
         for folder in _newest_first(self._folder):
-            if (found := _read(folder, self._definition)) is not None:
+            if (found := _read(folder, self._definition, clients_together)) is not None:
+                self._own = [folder]
                 return found
         return None
 
@@ -130,23 +134,28 @@ class Checkpoints:
         number = records[-1].round
         with _appearing(self._folder / f"round-{number:05d}") as folder:
             _save_tensors(training, folder)
+            of_rounds = [asdict(record) for record in records]
             _write(
-                folder / _DESCRIPTION,
-                {
-                    "version": VERSION,
-                    "definition": self._definition,
-                    "round": number,
-                    "clients_together": clients_together,
-                    "sittings": list(sittings),
-                    "files": _described(folder),
-                    "records": [asdict(record) for record in records],
-                    "measured": measured,
-                },
+                folder / _RECORDS, {"records": of_rounds, "measured": measured, "sittings": list(sittings)}
             )
-        for old in _newest_first(self._folder)[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+            description = {
+                "version": VERSION,
+                "definition": self._definition,
+                "round": number,
+                "clients_together": clients_together,
+                "files": _described(folder),
+            }
+            _write(folder / _DESCRIPTION, description)
+        self._keep_own(self._folder / f"round-{number:05d}")
         self._last = self._clock()
         self._cost_seconds = self._last - began
+
+    def _keep_own(self, newest: Path) -> None:
+        """Remove all but the last of this run: others are of another definition, or damaged."""
+        self._own = [newest, *(folder for folder in self._own if folder != newest)][:KEPT]
+        for folder in _newest_first(self._folder):
+            if folder not in self._own:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self) -> None:
         """Remove all of them: the run has its result."""
@@ -162,18 +171,19 @@ def latest_round(cell: Path, definition: str) -> int | None:
     return None
 
 
+def newest_round(cell: Path) -> int | None:
+    """Say after which round anything was last kept in a cell's folder, whatever it is worth."""
+    return next(map(_number, _newest_first(cell / FOLDER)), None)
+
+
 def _newest_first(folder: Path) -> list[Path]:
-    try:
-        return sorted(
-            folder.glob("round-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
-        )
-    except ValueError:  # something else is called so
-        return []
+    found = [path for path in folder.glob("round-*") if path.name.removeprefix("round-").isdigit()]
+    return sorted(found, key=_number, reverse=True)
 
 
 def _number(folder: Path) -> int:
     """Read the round off a checkpoint's name."""
-    return int(folder.name.rpartition("-")[2])
+    return int(folder.name.removeprefix("round-"))
 
 
 def _description(folder: Path) -> dict[str, Any] | None:
@@ -184,35 +194,45 @@ def _description(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("version") == VERSION else None
 
 
-def _read(folder: Path, definition: str) -> Checkpoint | None:
-    """Read a checkpoint; None if it is of another definition or damaged: then an earlier one has to do."""
-    found = _description(folder)
-    if found is None or found.get("definition") != definition or found.get("files") != _described(folder):
+def _read(folder: Path, definition: str, clients_together: int) -> Checkpoint | None:
+    """Read a checkpoint; None if it is another's or damaged: then an earlier one has to do."""
+    found, number = _description(folder), _number(folder)
+    asked = {"definition": definition, "clients_together": clients_together, "round": number}
+    if found is None or found.get("files") != _described(folder):
         return None
-    try:
-        records = TypeAdapter(list[RoundRecord]).validate_python(found["records"])
-        together, measured, sittings = found["clients_together"], found["measured"], found["sittings"]
-        return Checkpoint(folder, found["round"], together, records, measured, sittings)
-    except (KeyError, ValidationError):
+    if any(found.get(name) != value for name, value in asked.items()):
         return None
+    kept = json.loads((folder / _RECORDS).read_bytes())  # whole, as its hash was looked at
+    records = TypeAdapter(list[RoundRecord]).validate_python(kept["records"])
+    return Checkpoint(folder, number, records, kept["measured"], kept["sittings"])
 
 
 def _save_tensors(training: Federation | LocalTraining, folder: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: x.detach().cpu().clone() for name, x in training.state.items()}, folder / _STATE)
-    for name, states in training.states.items():
-        (folder / name).mkdir()
-        states.save(folder / name)
+    try:
+        save_file({name: _alone(x) for name, x in training.state.items()}, folder / _STATE)
+        for name, states in training.states.items():
+            (folder / name).mkdir()
+            states.save(folder / name)
+    except SafetensorError as error:  # as it calls a full disk, among others
+        raise OSError(str(error)) from error
     for file in folder.rglob("*.safetensors"):
         with file.open("rb") as written:
             os.fsync(written.fileno())
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    """Give a tensor with memory of its own, as safetensors writes no views."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
 def _described(folder: Path) -> dict[str, list[Any]]:
-    """Give size and, of files that are not large, SHA-256 of each file with tensors."""
+    """Give size and, of files that are not large, SHA-256 of each file but the description."""
     described = {}
-    for file in sorted(folder.rglob("*.safetensors")):
+    for file in sorted(path for path in folder.rglob("*.*") if path.is_file() and path.name != _DESCRIPTION):
         size = file.stat().st_size
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest() if size <= _HASHED_BYTES else None

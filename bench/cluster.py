@@ -37,10 +37,10 @@ from bench import isolate, store
 from bench.caching import default_folder
 from bench.config import RunConfig
 from bench.definition import definition_of
-from bench.execute import FAILURE, TRACEBACK, Cause, Job, Outcome, Watcher, failed
+from bench.execute import Cause, Job, Outcome, Watcher, failed, forget_attempts
 from bench.interrupt import interruptible
 from bench.isolate import Forwarder, tell
-from bench.locks import LOCK, is_held, lock_of
+from bench.locks import is_held, locked
 from bench.measure.load import usable_cores
 from bench.perf.apart import with_suite_on_path
 from bench.placement import Prediction
@@ -448,7 +448,7 @@ class _Submission:
         task.job.folder.mkdir(parents=True, exist_ok=True)
         task.away = ExitStack()
         try:
-            task.away.enter_context(lock_of(task.job.folder).acquire(timeout=0))
+            task.away.enter_context(locked(task.job.folder))
         except Timeout:
             task.away = None
         return task.away is not None
@@ -524,21 +524,10 @@ def _put(job: Job, files: Mapping[str, bytes], complete: bool) -> None:
         with store.staged(job.path) as path:
             for name, content in result.items():
                 _write(path.with_name(name), content)
-        _forget_attempts(job.folder)
+            forget_attempts(job.folder)
     for name, content in files.items():
         if name not in result:
             _write(job.folder / _inside(name), content)
-    if complete:
-        (job.folder / LOCK).unlink(missing_ok=True)
-
-
-def _forget_attempts(folder: Path) -> None:
-    """Remove what earlier attempts left here, now that there is a result."""
-    from bench.checkpoints import Checkpoints
-
-    Checkpoints(folder, "", 0).remove()
-    for name in (FAILURE, TRACEBACK):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _inside(name: str) -> PurePosixPath:

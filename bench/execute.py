@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +17,25 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from filelock import Timeout
 
 from bench import store
+from bench.checkpoints import FOLDER as CHECKPOINTS
 from bench.config import RunConfig, label
 from bench.definition import Definition, Fingerprints, definition_of
 from bench.device import lacks_memory
 from bench.interrupt import interruptible
-from bench.locks import LOCK, lock_of
-from bench.matrices import save_matrix
+from bench.locks import LOCK, is_held, locked
+from bench.matrices import save_matrix, written
+from bench.progress_file import PROGRESS, ProgressFile
+from bench.sources import look_anew
 from flora.errors import BadInput
 from flora.events import Listener
 from flora.settings import Settings
 
 if TYPE_CHECKING:
     from bench.cell import Leftovers
-    from bench.checkpoints import Checkpoints
     from flora.cache import FeatureCache
 
-SECONDS_BETWEEN_TRIES = 1.0
-"""How long to wait before asking again whether another process is done with a cell."""
+SECONDS_BETWEEN_LOOKS = 1.0
+"""How long to wait before looking again whether another process is done with a cell."""
 
 FAILURE, TRACEBACK = "failure.json", "error.txt"
 
@@ -76,14 +79,15 @@ class Job:
         path: of its `run.json`.
         definition: all that its numbers follow from.
         options: how it is run.
-        fresh: run it even if it has a result.
+        replaces: when the result was written that it is to replace though that stands, in nanoseconds since
+            the epoch; 0 for none that is there; None to take any that stands.
     """
 
     config: RunConfig
     path: Path
     definition: Definition
     options: CellOptions = field(default_factory=CellOptions)
-    fresh: bool = False
+    replaces: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -97,7 +101,7 @@ class Job:
             "path": str(self.path),
             "definition": self.definition.to_dict(),
             "options": self.options.model_dump(mode="json"),
-            "fresh": self.fresh,
+            "replaces": self.replaces,
         }
 
     @classmethod
@@ -106,7 +110,7 @@ class Job:
         definition = Definition.read(values["definition"])
         assert definition is not None
         config, options = RunConfig.read(values["config"]), CellOptions(**values["options"])
-        return cls(config, Path(values["path"]), definition, options, values["fresh"])
+        return cls(config, Path(values["path"]), definition, options, values["replaces"])
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,10 @@ class Outcome:
     summary: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     cause: Cause = ""
+
+
+class InputsChanged(RuntimeError):
+    """Images or weights are not what they were when the matrix began."""
 
 
 class Watcher:
@@ -187,6 +195,7 @@ def run_matrix(
     executor: Executor | None = None,
     checkpoint_rounds: int | None = None,
     keep_stale: bool = False,
+    matrix: Sequence[RunConfig] | None = None,
     command: Sequence[str] | None = None,
 ) -> Iterator[Outcome]:
     """Run the cells that have no result in `results`, yielding what became of each: first those that had one.
@@ -205,7 +214,8 @@ def run_matrix(
         executor: who runs the cells; if not given, this process, one after another.
         checkpoint_rounds: see `CellOptions`.
         keep_stale: take a result whose definition has changed since (images, weights, code) as it is.
-        command: what was typed, for `flora-bench status` to show.
+        matrix: all cells, where `cells` are a part of them; for `flora-bench status`, as is `command`.
+        command: what was typed.
 
     Raises:
         BadInput: before anything runs, if `results` cannot be written or a stored result of these cells
@@ -213,6 +223,7 @@ def run_matrix(
             split or model that cannot be had.
     """
     watcher = watcher or Watcher()
+    look_anew()
     store.check_writable(results)
     options = CellOptions(
         weights=weights,
@@ -230,12 +241,16 @@ def run_matrix(
     _check([config for config, _ in without])
     for folder in {path.parent.parent for path in paths}:
         store.check_writable(folder)
-    save_matrix(results, cells, left=[config for config, _ in without], command=command)
+    if matrix or cells:
+        save_matrix(results, matrix or cells, left=[config for config, _ in without], command=command)
     watcher.matrix_started(cells, [config for config, _ in without])
     for config, path in zip(cells, paths, strict=True):
         if path in kept:
             yield Outcome(config, "kept", path, kept[path])
-    jobs = [Job(config, path, definition_of(config, seen), options, fresh) for config, path in without]
+    jobs = [
+        Job(config, path, definition_of(config, seen), options, (written(path) or 0) if fresh else None)
+        for config, path in without
+    ]
     yield from _run_all(jobs, executor, watcher)
 
 
@@ -257,8 +272,8 @@ def _run_all(jobs: Sequence[Job], executor: Executor, watcher: Watcher) -> Itera
             else:
                 yield outcome
         jobs = [job for job in jobs if job.path in busy]
-        if jobs:
-            time.sleep(SECONDS_BETWEEN_TRIES)
+        while jobs and all(map(is_held, (job.folder for job in jobs))):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 @contextmanager
@@ -282,24 +297,36 @@ def _kept(
     """Give the summaries of the cells whose result follows from all that they follow from today."""
     kept: dict[Path, Mapping[str, Any]] = {}
     for config, path in zip(cells, paths, strict=True):
+        _tidy(path.parent)
         if not (stored := store.stored(path)):
             continue
         changes = () if keep_stale else _changes(config, stored, seen)
         if changes:
             watcher.found_stale(config, changes)
         else:
-            _tidy(path.parent)
             _record_tuning(config, path, stored)
             kept[path] = stored["summary"]
     return kept
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what a process left that was killed when its cell had just got its result."""
-    if any((folder / name).exists() for name in (LOCK, store.FINISHED)):
-        with suppress(Timeout, OSError), lock_of(folder).acquire(timeout=0):
-            store.recover(folder)
-            (folder / LOCK).unlink()
+    """Make good what a process left that was killed when its cell had just got its result."""
+    done, complete = (folder / store.RUN).exists(), (folder / store.FINISHED).exists()
+    left_over = [name for name in (LOCK, FAILURE, CHECKPOINTS) if (folder / name).exists()]
+    if not complete and not (done and left_over):
+        return
+    with suppress(Timeout, OSError), locked(folder):
+        store.recover(folder)
+        if (folder / store.RUN).exists():
+            forget_attempts(folder)
+
+
+def forget_attempts(folder: Path) -> None:
+    """Remove what a cell needed to get its result and needs no more, its lock held."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (FAILURE, TRACEBACK, PROGRESS):
+        with suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _changes(config: RunConfig, stored: Mapping[str, Any], seen: Fingerprints) -> Sequence[str]:
@@ -307,13 +334,16 @@ def _changes(config: RunConfig, stored: Mapping[str, Any], seen: Fingerprints) -
     return definition_of(config, seen).changes(Definition.read(stored["definition"]), config)
 
 
-def _record_tuning(config: RunConfig, path: Path, stored: dict[str, Any]) -> None:
+def _record_tuning(config: RunConfig, path: Path, stored: Mapping[str, Any]) -> None:
     """Write into a kept result how its values were found: that changes no number, so it is not run again."""
     if config.tuning is None:
         return
     found = config.tuning.model_dump(mode="json")
-    if stored["config"].get("tuning") != found:
-        store.save_run(path, {**stored, "config": {**stored["config"], "tuning": found}})
+    if stored["config"].get("tuning") == found:
+        return
+    with suppress(Timeout), locked(path.parent):  # whoever has it writes a result of its own
+        now = store.load_run(path)
+        store.save_run(path, {**now, "config": {**now["config"], "tuning": found}})
 
 
 def _check(cells: Sequence[RunConfig]) -> None:
@@ -367,10 +397,8 @@ def run_one(job: Job, listener: Listener, warm_up_seconds: float) -> Outcome:
     """
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        with lock_of(job.folder).acquire(timeout=0):
+        with locked(job.folder):
             outcome = _run_alone(job, listener, warm_up_seconds)
-            if outcome.status in ("ran", "kept"):
-                (job.folder / LOCK).unlink(missing_ok=True)
     except Timeout:
         return Outcome(job.config, "busy", job.path, reason="another process is on it")
     except OSError as error:
@@ -382,9 +410,8 @@ def _run_alone(job: Job, listener: Listener, warm_up_seconds: float) -> Outcome:
     """Run a cell that no other process is on, unless one that was has left a result."""
     try:
         store.recover(job.folder)
-        stored = None if job.fresh else store.stored(job.path)
-        if stored and Definition.read(stored["definition"]) == job.definition:
-            return Outcome(job.config, "kept", job.path, stored["summary"])
+        if (kept := result_of(job)) is not None:
+            return kept
         with interruptible():
             summary = _run_and_keep(job, listener, warm_up_seconds)
     except BadInput as error:
@@ -395,20 +422,31 @@ def _run_alone(job: Job, listener: Listener, warm_up_seconds: float) -> Outcome:
     return Outcome(job.config, "ran", job.path, summary)
 
 
+def result_of(job: Job) -> Outcome | None:
+    """Give the result that a job has by now; None if it has none that is what it asks for.
+
+    Raises:
+        BadInput: what is there is damaged.
+    """
+    if job.replaces is not None and written(job.path) in (None, job.replaces):
+        return None
+    stored = store.stored(job.path)
+    if stored is None or Definition.read(stored["definition"]) != job.definition:
+        return None
+    return Outcome(job.config, "kept", job.path, stored["summary"])
+
+
 def _run_and_keep(job: Job, listener: Listener, warm_up_seconds: float) -> Mapping[str, Any]:
     from bench.cell import Leftovers, run_cell
     from bench.cell_log import LOG, CellLog
     from bench.checkpoints import Checkpoints
-    from bench.progress_file import ProgressFile
 
     options, leftovers = job.options, Leftovers()
     checkpoints = Checkpoints(job.folder, job.definition.hash, options.checkpoint_rounds)
-    if job.fresh:
+    if job.replaces is not None:
         checkpoints.remove()
-    latest = checkpoints.latest
-    resumed_from = None if latest is None else latest.round
-    with CellLog(job.folder / LOG, job.config, resumed_from) as log:
-        with ProgressFile(job.folder, job.config, resumed_from) as shown:
+    with CellLog(job.folder / LOG, job.config) as log:
+        with ProgressFile(job.folder, job.config) as shown:
             result = run_cell(
                 job.config,
                 [listener, log, shown],
@@ -419,11 +457,20 @@ def _run_and_keep(job: Job, listener: Listener, warm_up_seconds: float) -> Mappi
             )
         result["summary"]["warm_up_seconds"] = warm_up_seconds
         result["definition"] = job.definition.to_dict()
-        _keep(job, result, leftovers, checkpoints)
+        _check_inputs(result, job.definition)
+        _keep(job, result, leftovers)
     return dict(result["summary"])
 
 
-def _keep(job: Job, result: dict[str, Any], leftovers: Leftovers, checkpoints: Checkpoints) -> None:
+def _check_inputs(result: Mapping[str, Any], definition: Definition) -> None:
+    """Refuse a result that was not made from what the cell was when the matrix began."""
+    found = {"data": result["data"]["fingerprint"], "suites": result["data"]["suites"]}
+    found["model"] = result["model"]["fingerprint"]
+    if changed := [name for name, x in found.items() if x != getattr(definition, name)]:
+        raise InputsChanged(f"{' and '.join(changed)} changed while the matrix ran; run it again")
+
+
+def _keep(job: Job, result: dict[str, Any], leftovers: Leftovers) -> None:
     """Have the result and what lies beside it take their place at once; what is needed no more goes."""
     with store.staged(job.path) as path:
         result["weights"] = store.save_weights(path, leftovers.weights, job.options.weights)
@@ -432,9 +479,7 @@ def _keep(job: Job, result: dict[str, Any], leftovers: Leftovers, checkpoints: C
         result["rounds_table"] = store.save_rounds(path, result)
         store.save_run(path, result)
         # from here on the result is safe, though not in its place
-        checkpoints.remove()
-        for name in (FAILURE, TRACEBACK):
-            (job.folder / name).unlink(missing_ok=True)
+        forget_attempts(job.folder)
 
 
 def failed_by(job: Job, error: Exception) -> Outcome:
@@ -443,14 +488,15 @@ def failed_by(job: Job, error: Exception) -> Outcome:
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     message = " ".join(str(error).split())  # libraries use several lines
-    reason = f"{type(error).__name__}: {message} (traceback in {job.folder / TRACEBACK})"
-    return failed(job, reason, "memory" if lacks_memory(error) else "error")
+    cause: Cause = "memory" if lacks_memory(error) else "error"
+    where = f"(traceback in {job.folder / TRACEBACK})"
+    return failed(job, f"{type(error).__name__}: {message}", cause, note=where)
 
 
-def failed(job: Job, reason: str, cause: Cause = "error") -> Outcome:
-    """Write down why a cell has no result."""
+def failed(job: Job, reason: str, cause: Cause = "error", note: str = "") -> Outcome:
+    """Write down why a cell has no result; a note, such as where to look, is for who hears of it now."""
     _note(job, reason, cause)
-    return Outcome(job.config, "failed", job.path, reason=reason, cause=cause)
+    return Outcome(job.config, "failed", job.path, reason=f"{reason} {note}".rstrip(), cause=cause)
 
 
 def _note(job: Job, reason: str, cause: str) -> None:
@@ -463,4 +509,17 @@ def _note(job: Job, reason: str, cause: str) -> None:
     }
     with suppress(OSError):  # on a full disk the outcome has to do
         job.folder.mkdir(parents=True, exist_ok=True)  # its process may have ended before it did
-        (job.folder / FAILURE).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+        with store.replacing(job.folder / FAILURE) as temporary:
+            temporary.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+
+
+def read_failure(folder: Path) -> dict[str, Any] | None:
+    """Read why the cell of a folder has no result: `reason`, `cause`, `definition`, `ended`, `traceback`.
+
+    None if nothing is written down, or it is damaged.
+    """
+    try:
+        noted = json.loads((folder / FAILURE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return noted if isinstance(noted, dict) else None

@@ -11,6 +11,7 @@ cell sends is unpickled.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import gc
 import json
@@ -25,7 +26,7 @@ import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
@@ -36,8 +37,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench.execute import TRACEBACK, Cause, Job, Outcome, failed, failed_by, run_one, warm_up
+from bench.execute import TRACEBACK, Cause, Job, Outcome, failed, failed_by, result_of, run_one, warm_up
 from bench.interrupt import interruptible
+from bench.locks import is_held
 from bench.perf.apart import with_suite_on_path
 from flora.errors import BadInput
 from flora.events import Listener, Phase, RoundRecord
@@ -56,7 +58,13 @@ PRELOADED = (
 """What the server imports: nearly all that a cell would. None of it may start threads of OpenMP or CUDA."""
 
 SECONDS_TO_STOP = 5.0
+LONGEST_WAIT_SECONDS = 3600.0
+"""What waits longer waits again: the system counts milliseconds in 32 bits, which is some weeks."""
+
 _INTERRUPTED = 130
+_POLL_SECONDS = 0.05
+_SERVER_DIED = 255
+"""What Python gives for the exit code of a process whose server is no longer there to tell it."""
 _FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 _CONTEXT = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
 
@@ -67,7 +75,9 @@ def start_server() -> None:
         return
     from multiprocessing import forkserver
 
-    forkserver.set_forkserver_preload(list(PRELOADED))
+    # of methods and tasks those in use: all cells of a matrix run the code that was there when it began
+    in_use = sorted(name for name in sys.modules if name.startswith(("baselines.", "bench.tasks.")))
+    forkserver.set_forkserver_preload([*PRELOADED, *in_use])
     before = os.environ.get("PYTHONPATH")
     # the server goes by the environment alone, and this suite need not be installed
     os.environ["PYTHONPATH"] = with_suite_on_path()["PYTHONPATH"]
@@ -125,21 +135,32 @@ class CellProcess:
         self.job = job
         self._listener = listener
         self._timeout_seconds = timeout_seconds
+        self._request = json.dumps({"job": job.to_dict(), **_process_state(environment, threads)})
+        self._outcome: Outcome | None = None
+        self._forked_anew = False
+        self._make()
+
+    def _make(self) -> None:
         self._receiver, self._sender = multiprocessing.Pipe(duplex=False)
         self._trace = _Trace()
-        request = json.dumps({"job": job.to_dict(), **_process_state(environment, threads)})
-        arguments = (self._sender, self._trace.writer, request)
+        arguments = (self._sender, self._trace.writer, self._request)
         self.process = _CONTEXT.Process(target=_serve, args=arguments, name="flora-bench cell")
-        self._outcome: Outcome | None = None
         self._heard_all = self._asked_to_end = self._late = False
         self.due = math.inf
         """When `ended` has something to do even if nothing happens, on the clock of `time.monotonic`."""
 
     def start(self) -> None:
-        """Start the process; `stop` ends it even if this was interrupted."""
+        """Start the process; `stop` ends it even if this was interrupted.
+
+        Raises:
+            OSError: the system has no room for another process, or for what connects it with this one.
+        """
         start_server()
         with self._sender, self._trace, _without_main_module():
-            self.process.start()
+            try:
+                self.process.start()
+            except EOFError as error:  # the server could not fork, and ended over it
+                raise OSError(errno.EAGAIN, "no process could be forked") from error
         if self._timeout_seconds is not None:
             self.due = time.monotonic() + self._timeout_seconds
 
@@ -151,16 +172,64 @@ class CellProcess:
     def ended(self) -> Outcome | None:
         """Pass on what the cell has told since the last call; say what became of it, None while it runs.
 
-        It never waits, and stops a cell that takes too long.
+        It does not wait for the cell, and stops one that takes too long. A cell that lost the server which
+        forked it, and could not be followed any more, is begun once more.
         """
         runs = self.process.is_alive()  # first: what it said last is then there
         self._listen()
         if runs:
             self._mind_the_time()
             return None
+        if self._outcome is None and self._lost_its_server:
+            self._end_unseen()
+            if self._fork_anew():
+                return None
+            self._outcome = self._forsaken()
         outcome = self._outcome or self._failed(self._trace.read())
         self.close()
         return outcome
+
+    @property
+    def _lost_its_server(self) -> bool:
+        return _FORKS and self.process.exitcode == _SERVER_DIED
+
+    def _end_unseen(self) -> None:
+        """End a process that may still run, and wait for its lock: nobody can tell any more when it ends."""
+        assert self.process.pid is not None
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
+        end = time.monotonic() + SECONDS_TO_STOP
+        time.sleep(_POLL_SECONDS)  # it does not end at once, nor does the server
+        while _is_taken(self.job) and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+
+    def _fork_anew(self) -> bool:
+        """Begin once more, with another server; False if that was done before, or cannot be."""
+        if self._forked_anew:
+            return False
+        self._forked_anew = True
+        self.close()
+        try:
+            self._make()
+            self.start()
+        except OSError:
+            return False
+        return True
+
+    def _forsaken(self) -> Outcome:
+        """Say what became of a cell that lost its server; it may be running still."""
+        if (there := self._result()) is not None:
+            return there
+        if _is_taken(self.job):
+            return busy(self.job)
+        return failed(self.job, "the process that forks cells died; tried twice", "crash")
+
+    def _result(self) -> Outcome | None:
+        """Give what is there: it may have had time for the result and not for saying so."""
+        with suppress(BadInput):
+            if (there := result_of(self.job)) is not None:
+                return replace(there, status="ran")
+        return None
 
     def close(self) -> None:
         """Let go of what was kept for a process that has ended."""
@@ -195,17 +264,19 @@ class CellProcess:
 
     def _failed(self, trace: str) -> Outcome:
         """Say and write down why there is no outcome, with where the process was when it ended."""
+        if (there := self._result()) is not None:
+            return there
         reason, cause = _cause(self.process.exitcode)
         if self._late:
             reason, cause = f"it took longer than {self._timeout_seconds:g} s and was stopped", "timeout"
-        file = self.job.folder / TRACEBACK
+        file, note = self.job.folder / TRACEBACK, ""
         with suppress(OSError):  # on a full disk the reason has to do
             file.unlink(missing_ok=True)  # it may be there from another time
             if trace:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(trace, encoding="utf-8")
-                reason = f"{reason} (traceback in {file})"
-        return failed(self.job, reason, cause)
+                note = f"(traceback in {file})"
+        return failed(self.job, reason, cause, note)
 
 
 class _Trace:
@@ -237,7 +308,18 @@ def wait(processes: Collection[CellProcess]) -> None:
     """Wait until `CellProcess.ended` of one of these has something to do."""
     left = min(process.due for process in processes) - time.monotonic()
     sources = [source for process in processes for source in process.sources]
-    connection.wait(sources, None if left == math.inf else max(0.0, left))
+    connection.wait(sources, max(0.0, min(left, LONGEST_WAIT_SECONDS)))
+
+
+def busy(job: Job) -> Outcome:
+    """Say that another process is on a cell."""
+    return Outcome(job.config, "busy", job.path, reason="another process is on it")
+
+
+def _is_taken(job: Job) -> bool:
+    with suppress(OSError):  # where it cannot be told, to take the lock says why
+        return is_held(job.folder)
+    return False
 
 
 def stop(processes: Collection[CellProcess]) -> None:
@@ -273,6 +355,8 @@ def _process_state(environment: Mapping[str, str], threads: int | None) -> dict[
 def tell(listener: Listener, message: Mapping[str, Any]) -> None:
     """Pass on an event that a `Forwarder` has sent."""
     match message:
+        case {"resumed": round}:
+            listener.resumed(round)
         case {"round_ended": record}:
             listener.round_ended(_reader(RoundRecord).validate_python(record))
         case {"phase_started": phase}:
@@ -328,6 +412,10 @@ class Forwarder(Listener):
         except OSError:  # the parent is gone: that is no failure of the cell, which may be gone on with
             os._exit(_INTERRUPTED)
 
+    def resumed(self, round: int) -> None:
+        """Send it."""
+        self.send(resumed=round)
+
     def phase_started(self, phase: Phase) -> None:
         """Send it if it is outside of rounds."""
         if phase.round is None:
@@ -378,18 +466,21 @@ def _run(asked: Mapping[str, Any], listener: Listener) -> dict[str, Any]:
         job = Job.read(asked["job"])
     except BadInput as error:  # what the caller could read, this process cannot: it has no GPU, say
         return {"status": "refused", "reason": str(error)}
-    try:
-        warm_up_seconds = warm_up(job.config.device)
-    except Exception as error:  # a GPU may be full before the cell itself begins
-        outcome = failed_by(job, error)
-    else:
-        outcome = run_one(job, listener, warm_up_seconds)
+    outcome = busy(job) if _is_taken(job) else _warmed_up_and_run(job, listener)
     return {
         "status": outcome.status,
         "summary": dict(outcome.summary),
         "reason": outcome.reason,
         "cause": outcome.cause,
     }
+
+
+def _warmed_up_and_run(job: Job, listener: Listener) -> Outcome:
+    try:
+        warm_up_seconds = warm_up(job.config.device)
+    except Exception as error:  # a GPU may be full before the cell itself begins
+        return failed_by(job, error)
+    return run_one(job, listener, warm_up_seconds)
 
 
 def _end_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from html import escape
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -50,6 +51,25 @@ class Matrix:
         self.include = include
         self.exclude = exclude
         self.fields = fields
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
+        return f"<Matrix of {self._count_text()}: {fields or 'defaults'}>"
+
+    def _repr_html_(self) -> str:
+        """Give the fields as a table, for notebooks."""
+        rows = {**self.fields, "include": self.include, "exclude": self.exclude}
+        body = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(repr(value))}</td></tr>"
+            for name, value in rows.items()
+            if value
+        )
+        return f"<table><caption>Matrix of {self._count_text()}</caption>{body}</table>"
+
+    def _count_text(self) -> str:
+        count = self.count()
+        most = "at most " if self.exclude else ""
+        return f"{most}{count:,} cell{'s' * (count != 1)}"
 
     @classmethod
     def read(cls, source: str, overrides: Sequence[str] = ()) -> Matrix:

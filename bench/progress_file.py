@@ -33,7 +33,6 @@ class ProgressFile(Listener):
     Args:
         folder: the cell's, which is there.
         config: the cell.
-        resumed_from: the round whose kept state the run goes on from; None if it begins anew.
         clock: seconds that never go back.
     """
 
@@ -41,7 +40,6 @@ class ProgressFile(Listener):
         self,
         folder: Path,
         config: RunConfig,
-        resumed_from: int | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,13 +55,13 @@ class ProgressFile(Listener):
             "pid": os.getpid(),
             "began": _now(),
             "phase": "starting",
-            "round": resumed_from,
+            "round": None,
             "rounds": config.rounds,
             "accuracy": None,
             "done": None,
             "total": None,
             "peak_memory_bytes": self._process.memory_info().rss,
-            "resumed_from": resumed_from,
+            "resumed_from": None,
             "rounds_per_second": None,
         }
         self._write(self._process.memory_info().rss)
@@ -81,6 +79,10 @@ class ProgressFile(Listener):
         for file in (self._file, self._temporary):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
+
+    def resumed(self, round: int) -> None:
+        """Take note of where the run goes on."""
+        self._values.update(round=round, resumed_from=round)
 
     def phase_started(self, phase: Phase) -> None:
         """Name the phase; write at once if it is none of a round's."""

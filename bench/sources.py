@@ -95,6 +95,12 @@ _kept_task = lru_cache(maxsize=1)(partial(prepare, load=_kept_whole))
 _kept_other = lru_cache(maxsize=1)(_readable)
 
 
+def look_anew() -> None:
+    """Forget the images of earlier calls: files may have changed since."""
+    for kept in (_kept_whole, _kept_task, _kept_other):
+        kept.cache_clear()
+
+
 def kept_prepared(config: RunConfig) -> PreparedTask:
     """Give a cell's task, the one of the last call if it is the same."""
     seed = config.seed.split if draws_images(config.data) else 0

@@ -369,7 +369,8 @@ def staged(path: Path | str) -> Iterator[Path]:
         flush_folder(folder)
         yield staging / RUN
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not (staging / RUN).exists():  # a complete result is `recover`'s to put in its place
+            shutil.rmtree(staging, ignore_errors=True)
         raise
     publish(folder)
 

@@ -105,6 +105,9 @@ class RoundRecord:
 class Listener:
     """Base of every listener: each method does nothing until overridden."""
 
+    def resumed(self, round: int) -> None:
+        """The run goes on after `round`, as an earlier process left it."""
+
     def phase_started(self, phase: Phase) -> None:
         """`phase` begins; phases may nest."""
 
@@ -164,6 +167,11 @@ class Events:
         finally:
             for listener in reversed(self.listeners):
                 listener.work_ended(work)
+
+    def resume(self, round: int) -> None:
+        """Announce that the run goes on after a round of an earlier process."""
+        for listener in self.listeners:
+            listener.resumed(round)
 
     def accepted(self, round: int, client: int, samples: int, tensors: Mapping[str, Tensor]) -> None:
         """Announce an upload that goes into the aggregate."""

@@ -80,6 +80,8 @@ def plan(
     """Say where the cells of a matrix stand and what those left will take, and run nothing."""
     from bench.matrix import Matrix
 
+    if results.exists() and not results.is_dir():
+        raise BadInput(f"--results: {str(results)!r} is a file; name a folder, there or yet to be made")
     if states and save:
         raise BadInput("--save: has nothing to keep with --states; leave one of them out")
     cells = confirmed(Matrix.read(source, overrides or []), yes).cells()

@@ -289,6 +289,7 @@ class RunningCell(Listener):
         self.config, self.name, self._tell = config, name, tell
         self.began = time.monotonic()
         self.doing = "starting"
+        self.was_resumed = False
         self.round: int | None = None
         self.accuracy: float | None = None
         self.pace: Pace | None = None
@@ -299,11 +300,6 @@ class RunningCell(Listener):
     def seconds(self) -> float:
         """How long it has run."""
         return time.monotonic() - self.began
-
-    @property
-    def resumed(self) -> bool:
-        """Whether its first rounds were run by another process."""
-        return self._first is not None and self._first[0] > 1
 
     @property
     def share(self) -> float:
@@ -328,6 +324,10 @@ class RunningCell(Listener):
         if self._first is None or self._last is None:
             return 0, 0.0
         return self._last[0] - self._first[0], self._last[1] - self._first[1]
+
+    def resumed(self, round: int) -> None:
+        """Take note that its first rounds were run by another process."""
+        self.was_resumed, self.round = True, round
 
     def phase_started(self, phase: Phase) -> None:
         """Take note of what is done outside of rounds."""
@@ -405,7 +405,7 @@ class PlainProgress(Watcher):
         with self._counting:
             self.ended[key] = outcome.status
             self.time_left.cell_ended(key)
-            if outcome.status == "ran" and not running.resumed:
+            if outcome.status == "ran" and not running.was_resumed:
                 self.time_left.cell_took(key, outcome.config.method.name, running.seconds)
             done = len(self.ended)
         left = f", {time_left_text(self.seconds_left())}" if done < self.total else ""

@@ -51,7 +51,7 @@ def run(
             "-j",
             metavar="N",
             help="Cells at once, each in a process of its own.",
-            show_default="one after another in this process",
+            show_default="one after another, in this process",
         ),
     ] = None,
     isolate: Isolate = False,
@@ -95,10 +95,15 @@ def run(
 
     if weights not in WEIGHTS_KEPT_BYTES:
         raise BadInput(f"--weights: there is no {weights!r}{nearest(weights, WEIGHTS_KEPT_BYTES)}")
+    if fresh and keep_stale:
+        raise BadInput("--fresh and --keep-stale exclude each other; give one of them")
     kept = opened(cache, no_cache)
     cells = confirmed(Matrix.read(source, overrides or []), yes).cells()
-    cells = scaled_down(cells) if smoke else cells
-    cells = cells if shard is None else shard_of(cells, shard)
+    matrix = scaled_down(cells) if smoke else cells
+    cells = matrix if shard is None else shard_of(matrix, shard)
+    if not cells:
+        typer.echo(f"part {shard} has no cells: the matrix has {len(matrix)}", err=True)
+        return
     runner = _executor(executor, ray_address, jobs, isolate, timeout, results, cells)
     outcomes: list[Outcome] = []
     try:
@@ -113,14 +118,14 @@ def run(
                 executor=runner,
                 checkpoint_rounds=checkpoint,
                 keep_stale=keep_stale,
+                matrix=matrix,
                 command=["flora-bench", *sys.argv[1:]],
             ):
                 outcomes.append(outcome)
     except KeyboardInterrupt:
         finished = sum(outcome.status in ("ran", "kept") for outcome in outcomes)
         typer.echo(
-            f"interrupted: {finished} of {len(cells)} cells are kept in {results}; "
-            f"give the same command again{' without --fresh' if fresh else ''} to go on",
+            f"interrupted: {finished} of {len(cells)} cells are kept in {results}; {_how_to_go_on(fresh)}",
             err=True,
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -130,6 +135,12 @@ def run(
     if not as_json and all(outcome.summary for outcome in outcomes):
         typer.echo(f"results are in {results}; next: flora-bench report {results}", err=True)
     raise typer.Exit(exit_code(outcomes))
+
+
+def _how_to_go_on(fresh: bool) -> str:
+    if fresh:
+        return "the others keep the results they had; with --fresh again, all cells begin anew"
+    return "give the same command again to go on"
 
 
 def _executor(

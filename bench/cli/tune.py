@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli.cache import CacheFolder, NoCache, opened
+from bench.cli.confirm import Yes, confirmed
 from bench.cli.run import Isolate
 from flora.errors import BadInput
 
@@ -37,15 +38,18 @@ def tune(
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     isolate: Isolate = False,
+    yes: Yes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the choices as JSON.")] = False,
 ) -> None:
     """Try every setting of a grid for every cell of a matrix, and write the matrix of the best."""
+    from bench.matrix import Matrix
     from bench.tune import choose, read_grid, to_matrix, trials
 
     values = read_grid(grid or [])
     if out.exists() or not out.parent.is_dir():
         raise BadInput(f"--out: {str(out)!r} must be a new file in a folder that is there")
     kept = opened(cache, no_cache)
+    confirmed(Matrix.read(source, overrides or []), yes)
     by_cell = trials(source, overrides or [], values, share)
     cells = {cell.hash: cell for mine in by_cell for trial in mine for cell in trial.validation}
     accuracies = _run(list(cells.values()), results, kept, isolate)

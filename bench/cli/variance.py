@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.cache import CacheFolder, NoCache, opened
+from bench.cli.confirm import Yes, confirmed
 from bench.cli.run import EXIT_INTERRUPTED, Overrides, Source, exit_code
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def variance(
     results: Annotated[Path, typer.Option(help="Folder the runs are kept in.")] = Path("results/variance"),
     cache: CacheFolder = None,
     no_cache: NoCache = False,
+    yes: Yes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the spreads as JSON.")] = False,
 ) -> None:
     """Vary each random stream alone, and all together, and print the spread of accuracy due to each."""
@@ -43,7 +45,7 @@ def variance(
     from bench.variance import spreads, studies, to_run
 
     kept = opened(cache, no_cache)
-    made = studies(Matrix.read(source, overrides or []).cells(), seeds)
+    made = studies(confirmed(Matrix.read(source, overrides or []), yes).cells(), seeds)
     outcomes = _run(to_run(made), results, kept)
     summaries = {outcome.config.hash: outcome.summary for outcome in outcomes if outcome.summary}
     accuracies = {key: float(summary["accuracy"]) for key, summary in summaries.items()}

@@ -63,7 +63,7 @@ class MachineLoad:
         """
         spent = self._spent()
         own = spent.own
-        capacity = self._cores * spent.wall
+        capacity = spent.wall
         share = _share(spent.busy - own, capacity)
         idle = 1 - share - _share(own, capacity)
         return {
@@ -75,10 +75,13 @@ class MachineLoad:
         }
 
     def _spent(self) -> Sample:
-        """Give what has passed since construction, and in the processes before of a run that was resumed."""
+        """Give what has passed since construction, and in the processes before of a run that was resumed.
+
+        The wall time is of all cores together, as the machine before may have had another number of them.
+        """
         now, start, earlier = self._sample(), self._start, self._earlier
         return Sample(
-            now.wall - start.wall + earlier.wall,
+            self._cores * (now.wall - start.wall) + earlier.wall,
             now.own - start.own + earlier.own,
             now.busy - start.busy + earlier.busy,
         )

@@ -9,6 +9,7 @@ import pytest
 import bench
 from bench import Matrix, Result, load_results, load_rounds, run
 from bench.config import RunConfig
+from bench.execute import InProcess
 from bench.perf.apart import with_suite_on_path
 from flora.errors import BadInput
 
@@ -110,3 +111,23 @@ def test_the_example_runs(tmp_path):
         )
     assert done.stdout.count(": kept, accuracy") == 6
     assert "payload_bytes" in done.stdout
+
+
+def test_a_matrix_shows_itself():
+    matrix = Matrix(method=["flora", "linear_probe"], seed=[0, 1, 2], exclude=[{"seed": 2}])
+    assert repr(matrix) == "<Matrix of at most 6 cells: method=['flora', 'linear_probe'], seed=[0, 1, 2]>"
+    assert repr(Matrix()) == "<Matrix of 1 cell: defaults>"
+    html = matrix._repr_html_()
+    assert "<caption>Matrix of at most 6 cells</caption>" in html
+    assert "<th>method</th><td>[&#x27;flora&#x27;, &#x27;linear_probe&#x27;]</td>" in html
+
+
+def test_far_too_many_cells_are_refused_at_once(tmp_path):
+    many = Matrix(seed=list(range(3000)), rounds=list(range(1, 2001)), clients=[2, 3])
+    with pytest.raises(BadInput, match="12,000,000 cells"):
+        next(run(many, tmp_path))
+
+
+def test_an_executor_has_its_own_number_of_jobs(tmp_path):
+    with pytest.raises(BadInput, match="executor: has its own"):
+        next(run(Matrix(**SMALL), tmp_path, jobs=2, executor=InProcess()))

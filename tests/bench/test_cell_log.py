@@ -76,8 +76,8 @@ def test_it_says_how_a_run_ended_and_the_next_attempt_goes_below(tmp_path, clock
     with pytest.raises(type(error)), CellLog(path, config(), clock=clock):
         raise error
     assert lines(path)[-1] == line
-    with CellLog(path, config(), resumed_from=2, clock=clock):
-        pass
+    with CellLog(path, config(), clock=clock) as log:
+        log.resumed(2)
     assert lines(path)[1] == line
     assert lines(path)[3:] == ["resumed from round 2 of 3", "ended after 0.0 s"]
 

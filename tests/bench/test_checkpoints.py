@@ -5,10 +5,11 @@ import logging
 import os
 
 import pytest
+from safetensors import SafetensorError
 
 import flora.states
 from bench.cell import Leftovers, run_cell
-from bench.checkpoints import AT_STAKE_SECONDS, Checkpoints, latest_round
+from bench.checkpoints import AT_STAKE_SECONDS, Checkpoints, latest_round, newest_round
 from bench.config import RunConfig
 from flora.events import Listener
 from tests.bench.sameness import peaks, without_times
@@ -123,9 +124,9 @@ def test_the_last_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path):
         run(config, checkpoints(tmp_path), 4)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["round-00002", "round-00003"]
-    assert checkpoints(tmp_path).latest.round == 3
+    assert checkpoints(tmp_path).latest(1).round == 3
     (tmp_path / "checkpoints/round-00003/state.safetensors").write_bytes(b"damaged")
-    assert checkpoints(tmp_path).latest.round == 2
+    assert checkpoints(tmp_path).latest(1).round == 2
     whole, _ = run(config)
     result, _ = run(config, checkpoints(tmp_path))
     assert without_times(result) == without_times(whole)
@@ -139,8 +140,8 @@ def test_the_last_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path):
         lambda folder: (folder / "checkpoint.json").unlink(),
         lambda folder: (folder / "checkpoint.json").write_text('{"version": 99}'),
         lambda folder: (folder / "optimizers" / "all.safetensors").unlink(),
-        lambda folder: (folder / "checkpoint.json").write_text(
-            (folder / "checkpoint.json").read_text().replace('"accuracy"', '"acuracy"')
+        lambda folder: (folder / "records.json").write_text(
+            (folder / "records.json").read_text().replace("accuracy", "acuracy")
         ),
     ],
 )
@@ -148,7 +149,7 @@ def test_what_is_not_whole_is_no_checkpoint(damage, tmp_path):
     with pytest.raises(Stopped):
         run(configured(**PROBE), checkpoints(tmp_path, every=2), 3)
     damage(tmp_path / "checkpoints" / "round-00002")
-    found = checkpoints(tmp_path).latest
+    found = checkpoints(tmp_path).latest(1)
     assert found is None or found.round == 0
 
 
@@ -158,26 +159,61 @@ def test_one_of_another_definition_is_not_gone_on_from(tmp_path):
     assert latest_round(tmp_path, DEFINITION) == 1
     other = "f" * 16
     assert latest_round(tmp_path, other) is None
-    assert checkpoints(tmp_path, definition=other).latest is None
+    assert checkpoints(tmp_path, definition=other).latest(1) is None
+
+
+def test_those_of_a_new_definition_take_the_place_of_the_old_ones(tmp_path):
+    config, other = configured(**PROBE), "f" * 16
+    with pytest.raises(Stopped):
+        run(config, checkpoints(tmp_path), 4)
+    with pytest.raises(Stopped):
+        run(config, checkpoints(tmp_path, definition=other), 2)
+    assert latest_round(tmp_path, DEFINITION) is None
+    assert latest_round(tmp_path, other) == 1
+    assert checkpoints(tmp_path, definition=other).latest(1).round == 1
+
+
+def test_what_only_looks_like_one_is_left_alone(tmp_path):
+    with pytest.raises(Stopped):
+        run(configured(**PROBE), checkpoints(tmp_path), 2)
+    (tmp_path / "checkpoints" / "round-00009.bak").mkdir()
+    assert latest_round(tmp_path, DEFINITION) == 1
+    assert newest_round(tmp_path) == 1
+    run(configured(**PROBE), checkpoints(tmp_path))
+    assert (tmp_path / "checkpoints" / "round-00009.bak").is_dir()
+
+
+def test_a_run_killed_after_its_last_round_says_that_nothing_was_left_to_do(tmp_path):
+    config = configured(**PROBE)
+    run(config, checkpoints(tmp_path))
+    result, _ = run(config, checkpoints(tmp_path))
+    spans = [(s["first_round"], s["last_round"]) for s in result["sittings"]]
+    assert spans == [(0, 4), (None, None)]
 
 
 def test_clients_trained_in_other_groups_begin_anew(tmp_path):
     config = configured(**PROBE, clients=10, batch_size=2)
     with pytest.raises(Stopped):
         run(config, checkpoints(tmp_path), 2)
-    assert checkpoints(tmp_path).latest.clients_together > 1
+    assert checkpoints(tmp_path).latest(1) is None
     result = run_cell(config, checkpoints=checkpoints(tmp_path), one_by_one=True)
     assert result["summary"]["clients_together"] == 1
     assert [s["first_round"] for s in result["sittings"]] == [0]
 
 
-def test_where_it_cannot_be_written_the_run_goes_on(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("bench.checkpoints.os.fsync", _full)
+@pytest.mark.parametrize("call", ["bench.checkpoints.os.fsync", "safetensors.torch.serialize_file"])
+def test_where_it_cannot_be_written_the_run_goes_on(call, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(call, _full if "fsync" in call else _full_as_safetensors_says_it)
     with caplog.at_level(logging.WARNING):
         result, _ = run(configured(**PROBE), checkpoints(tmp_path))
     assert result["status"] == "complete"
-    assert "no checkpoint of round 1: [Errno 28] No space left" in caplog.text
+    assert "no checkpoint of round 1: " in caplog.text
+    assert "No space left on device" in caplog.text
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def _full_as_safetensors_says_it(*_, **__):
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
 def _full(_):

@@ -2,17 +2,19 @@
 
 import json
 import signal
+from contextlib import suppress
 
 import pytest
 from PIL import Image
 
 import bench.cell
+import bench.execute
 import bench.inputs
 from bench import store
 from bench.config import RunConfig
-from bench.execute import Outcome, Watcher, run_matrix
+from bench.execute import Outcome, Watcher, read_failure, run_matrix
 from bench.interrupt import interruptible
-from bench.sources import _kept_other
+from bench.sources import _kept_other, sources
 from flora.errors import BadInput
 from flora.events import Listener
 
@@ -40,8 +42,11 @@ class Runs(list):
         self.append(config.seed.split)
         if error := self.planted.get(config.seed.split):
             raise error
+        found = sources(config)
         return {
             "status": "complete",
+            "data": {"fingerprint": found["data"], "suites": found["suites"]},
+            "model": {"fingerprint": found["model"]},
             "config": config.model_dump(mode="json"),
             "config_hash": config.hash,
             "summary": {**SUMMARY, "run": len(self)},
@@ -309,3 +314,67 @@ def test_a_result_whose_other_task_has_changed_is_not_taken_for_this_ones(tmp_pa
     Image.new("RGB", (200, 200), "green").save(other / "red" / "0.png")
     _kept_other.cache_clear()
     assert statuses([asked], tmp_path / "results") == ["ran"]
+
+
+# --- what a killed process leaves ----------------------------------------------------------------------
+
+
+def _interrupted(_):
+    raise KeyboardInterrupt
+
+
+def _broken(_):
+    raise OSError(5, "planted")
+
+
+@pytest.mark.parametrize("fails", [_interrupted, _broken])
+def test_a_result_that_was_complete_is_not_lost_with_the_process(runs, tmp_path, monkeypatch, fails):
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execute, "forget_attempts", fails)
+        with suppress(KeyboardInterrupt):
+            list(run_matrix([cell(0)], tmp_path))
+    assert statuses([cell(0)], tmp_path) == ["kept"]
+    assert runs == [0]
+    assert not list(path_of(tmp_path, cell(0)).parent.glob(".*"))
+
+
+def test_a_newer_result_that_was_complete_is_the_one_that_is_told_of(runs, tmp_path, monkeypatch):
+    list(run_matrix([cell(0)], tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "publish", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(run_matrix([cell(0)], tmp_path, fresh=True))
+    (kept,) = run_matrix([cell(0)], tmp_path)
+    assert (kept.status, kept.summary["run"]) == ("kept", 2)
+    assert store.load_run(kept.path)["summary"]["run"] == 2
+
+
+def test_what_is_left_beside_a_result_is_removed(runs, tmp_path):
+    (ran,) = run_matrix([cell(0)], tmp_path)
+    folder = ran.path.parent
+    for name in (".lock", "failure.json", "error.txt", "progress.json"):
+        (folder / name).write_text("{}")
+    (folder / "checkpoints" / "round-00001").mkdir(parents=True)
+    assert statuses([cell(0)], tmp_path) == ["kept"]
+    assert {path.name for path in folder.iterdir()} <= {"run.json", "rounds.csv", "log.txt"}
+
+
+def test_images_that_change_while_the_matrix_runs_fail_the_cell(tmp_path, monkeypatch):
+    others = {**sources(cell(0)), "data": "0" * 64}
+    monkeypatch.setattr("bench.sources.sources", lambda config: others)
+    (outcome,) = run_matrix([cell(0)], tmp_path)
+    assert outcome.status == "failed"
+    assert "data changed while the matrix ran" in outcome.reason
+    assert not outcome.path.exists()
+
+
+def test_a_failure_is_written_down_without_where_to_look_for_more(runs, tmp_path):
+    runs.planted[0] = RuntimeError("planted")
+    (outcome,) = run_matrix([cell(0)], tmp_path)
+    noted = read_failure(outcome.path.parent)
+    found = noted["reason"], noted["cause"], noted["traceback"]
+    assert found == ("RuntimeError: planted", "error", "error.txt")
+    runs.planted[0] = BadInput("image 3.png cannot be read")
+    (outcome,) = run_matrix([cell(0)], tmp_path)
+    assert read_failure(outcome.path.parent)["cause"] == "refused"
+    assert read_failure(tmp_path) is None

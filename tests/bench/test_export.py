@@ -153,7 +153,7 @@ def test_a_run_killed_while_weights_are_written_leaves_none(tmp_path, monkeypatc
     assert outcome.status == "failed"
     assert "No space left" in outcome.reason
     left = {path.name for path in outcome.path.parent.iterdir()}
-    assert left == {".lock", "error.txt", "failure.json", "log.txt"}
+    assert left == {"error.txt", "failure.json", "log.txt"}
 
 
 def test_a_refused_export_leaves_nothing_behind(tmp_path):

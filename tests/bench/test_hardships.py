@@ -14,7 +14,7 @@ import pytest
 import flora.states
 from bench import locks, store
 from bench.config import RunConfig
-from bench.execute import run_matrix
+from bench.execute import SECONDS_BETWEEN_LOOKS, run_matrix
 from bench.perf.apart import with_suite_on_path
 from flora.errors import BadInput
 from flora.events import Listener
@@ -97,12 +97,12 @@ def test_a_disk_that_fills_up_while_the_result_is_written_leaves_none(tmp_path, 
     assert (outcome.status, outcome.cause) == ("failed", "error")
     assert "No space left on device" in outcome.reason
     noted = json.loads(outcome.path.with_name("failure.json").read_text())
-    assert noted["reason"] == outcome.reason
+    assert outcome.reason.startswith(noted["reason"])
     assert not outcome.path.exists()
     assert not outcome.path.with_name("ledger.csv").exists()
     (again,) = run_matrix([cell()], tmp_path)
     assert again.status == "ran"
-    assert [s["first_round"] for s in store.load_run(again.path)["sittings"]] == [0, 3]
+    assert [s["first_round"] for s in store.load_run(again.path)["sittings"]] == [0, None]
     assert not again.path.with_name("failure.json").exists()
 
 
@@ -156,9 +156,10 @@ def started(results, *options, seeds="[0, 1, 2]", rounds=LONG, matrix_folder=Non
     )
 
 
-def test_two_runs_of_one_folder_share_the_work_and_both_end_with_all_of_it(tmp_path):
+@pytest.mark.parametrize("options", [(), ("--fresh",)])
+def test_two_runs_of_one_folder_share_the_work_and_both_end_with_all_of_it(options, tmp_path):
     results = tmp_path / "results"
-    both = [started(results, "--json", rounds=40) for _ in range(2)]
+    both = [started(results, "--json", *options, rounds=40) for _ in range(2)]
     said = [process.communicate(timeout=PATIENCE_SECONDS) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     outcomes = [json.loads(out) for out, _ in said]
@@ -182,8 +183,9 @@ def test_a_cell_that_another_process_is_on_is_left_to_it_and_waited_for(tmp_path
 
     def sleep(seconds):
         """Stand in for waiting: the other process finishes meanwhile."""
+        if seconds < SECONDS_BETWEEN_LOOKS:  # whoever asks for a lock asks a few times
+            return
         waited.append(seconds)
-        assert locks.is_held(folder)
         shutil.copytree(elsewhere.path.parent, folder, dirs_exist_ok=True)
         lock.release()
 

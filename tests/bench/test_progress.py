@@ -174,6 +174,7 @@ def test_what_a_resumed_cell_took_is_no_measure_of_the_others(now):
     with progress(stream) as watcher:
         watcher.matrix_started(cells, cells)
         running = watcher.cell_started(cells[0])
+        running.resumed(8)
         running.round_ended(RoundRecord(9, 0.5))
         now[0] = 1.0
         watcher.cell_ended(outcome(cells[0]))

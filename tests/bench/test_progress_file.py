@@ -41,9 +41,12 @@ def writes(monkeypatch):
 
 
 def test_it_says_what_runs_where_and_how_far_it_is(tmp_path, clock):
-    with ProgressFile(tmp_path, CONFIG, resumed_from=12, clock=clock) as file:
+    with ProgressFile(tmp_path, CONFIG, clock=clock) as file:
+        assert read_progress(tmp_path)["phase"] == "starting"
+        file.resumed(12)
+        file.phase_started(Phase("resume"))
         begun = read_progress(tmp_path)
-        assert (begun["phase"], begun["round"], begun["resumed_from"]) == ("starting", 12, 12)
+        assert (begun["phase"], begun["round"], begun["resumed_from"]) == ("resume", 12, 12)
         for number, seconds in ((13, 2.0), (14, 0.5), (15, 0.5)):
             clock.now += seconds
             file.round_ended(RoundRecord(number, number / 100))
