@@ -157,6 +157,8 @@ def _executor(
         raise BadInput(f"--executor: there is no {name!r}{nearest(name, EXECUTORS)}")
     if ray_address is not None and name != "ray":
         raise BadInput("--ray-address: needs --executor ray")
+    if isolate and name == "ray":
+        raise BadInput("--isolate: is so with --executor ray; leave it out")
     if jobs is not None and jobs < 1:
         raise BadInput(f"--jobs: {jobs} must be a whole number from 1")
     seconds = None if timeout is None else parse_seconds(timeout, "--timeout")
