@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -27,7 +28,7 @@ INDEX = "results.parquet"
 KEPT_FROM = 100
 """How many results must have changed before the index is written: with fewer, writing costs what it saves."""
 
-_STAMP = ("run_json.bytes", "run_json.mtime_ns", "run_json.inode")
+_STAMP = ("run_json.bytes", "run_json.mtime_ns", "run_json.ctime_ns", "run_json.inode")
 _SHAPE = "run_json.shape"
 _DEFINITION = "definition."
 _METADATA = b"flora_bench"
@@ -103,18 +104,22 @@ def _columns(results: Path, rebuild: bool = False, on_damage: OnDamage = None, o
     return columns
 
 
-def _stamps(results: Path) -> dict[str, tuple[int, int, int]]:
-    """Give size, time of change and inode of each `run.json`: one that is replaced differs in one of them."""
-    stamps = {}
+def _stamps(results: Path) -> dict[str, tuple[int, ...]]:
+    """Give size, times of change and inode of each `run.json`: one that is changed differs in one of them.
+
+    An editor may keep the size and set the time of writing back, but not that of the last change of either.
+    """
+    stamps: dict[str, tuple[int, ...]] = {}
     for path in store.run_files(results):
         with suppress(FileNotFoundError):  # removed since
             found = path.stat()
-            stamps[path.relative_to(results).as_posix()] = found.st_size, found.st_mtime_ns, found.st_ino
+            stamp = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+            stamps[path.relative_to(results).as_posix()] = stamp
     return stamps
 
 
 def _read(
-    results: Path, stamps: Mapping[str, tuple[int, int, int]], on_damage: OnDamage
+    results: Path, stamps: Mapping[str, tuple[int, ...]], on_damage: OnDamage
 ) -> Iterator[dict[str, Any]]:
     """Read results from their files, each as a row of the index."""
     for file, stamp in stamps.items():
@@ -152,7 +157,8 @@ def _sorted(columns: Columns) -> Columns:
 
 def _reader() -> str:
     """Tell by its source what makes rows of runs: an index that an earlier one made is of no use."""
-    return sha256("".join(map(inspect.getsource, (store, migrations))).encode()).hexdigest()
+    modules = store, migrations, sys.modules[__name__]
+    return sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
 
 def _write(file: Path, columns: Columns, needed: bool) -> None:
@@ -199,9 +205,10 @@ def _known(file: Path, only: str) -> Columns:
     import pyarrow.parquet as pq
 
     try:
-        names = pq.read_schema(file).names
-        wanted = [name for name in names if name in ("path", *_STAMP) or name.startswith(only)]
-        table = pq.read_table(file, columns=wanted)
+        with pq.ParquetFile(file) as parquet:  # `read_table` would load pandas
+            names = parquet.schema_arrow.names
+            wanted = [name for name in names if name in ("path", *_STAMP) or name.startswith(only)]
+            table = parquet.read(columns=wanted)
         about = json.loads(table.schema.metadata[_METADATA])
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):
         return {}

@@ -8,7 +8,6 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,14 +63,11 @@ def save_matrix(
     }
     name = hashlib.sha256(" ".join(sorted(by_hash)).encode()).hexdigest()[:12]
     file = results / MATRICES / f"{name}.json"
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(record), encoding="utf-8")
-        os.replace(temporary, file)
+        with store.replacing(file) as temporary:
+            temporary.write_text(json.dumps(record), encoding="utf-8")
     except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         return None
     return file
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from filelock import Timeout
 
 from bench import store
 from bench.cell_log import LOG
-from bench.locks import LOCK, lock_of
+from bench.execute import forget_attempts
+from bench.locks import locked
 from bench.standing import any_cells
 from flora.errors import BadInput
 
@@ -95,11 +97,8 @@ def _merge(source: Path, target: Path, newest: bool) -> Merged:
         run = store.load_run(source)
         _check_files(source, run)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with lock_of(target.parent).acquire(timeout=0):
-            try:
-                return _merge_alone(source, target, run, newest)
-            finally:
-                (target.parent / LOCK).unlink(missing_ok=True)
+        with locked(target.parent):
+            return _merge_alone(source, target, run, newest)
     except Timeout:
         return Merged(source, "skipped", f"{target.parent} is being run")
     except BadInput as error:
@@ -125,7 +124,10 @@ def _merge_alone(source: Path, target: Path, run: Mapping[str, Any], newest: boo
 
 def _check_files(path: Path, run: Mapping[str, Any]) -> None:
     """See that what lies beside a run is its own; what was not kept is not missed."""
-    damaged = [name for name, what in store.unlike_saved(path, run).items() if what == "damaged"]
+    try:
+        damaged = [name for name, what in store.unlike_saved(path, run).items() if what == "damaged"]
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if damaged:
         raise BadInput(f"{path}: {damaged[0]} is not what it was saved with")
 
@@ -134,13 +136,29 @@ def _copy(source: Path, target: Path, run: Mapping[str, Any]) -> None:
     """Copy a run and the files it names; its own bytes, whatever its schema."""
     with store.staged(target) as staged:
         for name in store.side_files(run):
-            if (source.parent / name).exists():
-                with store.replacing(staged.with_name(name)) as temporary:
-                    shutil.copy2(source.parent / name, temporary)
-        with store.replacing(staged) as temporary:
-            shutil.copy2(source, temporary)
-    if (log := source.with_name(LOG)).exists():
-        shutil.copy2(log, target.with_name(LOG))
+            if source.with_name(name).exists():
+                _copy_file(source.with_name(name), staged.with_name(name))
+        if source.with_name(LOG).exists():
+            _copy_file(source.with_name(LOG), target.with_name(LOG))
+        _copy_file(source, staged)
+        forget_attempts(target.parent)  # from here on the result is safe, though not in its place
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy what is in a file and its times; not its mode, as archives are often read-only."""
+    try:
+        content = source.open("rb")
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    with content, store.replacing(target) as temporary:
+        with temporary.open("xb") as copy:
+            shutil.copyfileobj(content, copy)
+        times = os.fstat(content.fileno())
+        os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _unreadable(path: Path, error: OSError) -> BadInput:
+    return BadInput(f"{error.filename or path}: cannot be read ({error.strerror or error})")
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

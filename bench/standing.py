@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any, Literal
 
 from bench import store
 from bench.checkpoints import FOLDER as CHECKPOINTS
-from bench.execute import FAILURE
+from bench.checkpoints import newest_round
+from bench.execute import FAILURE, read_failure
 from bench.locks import LOCK, is_held
 from bench.matrices import written
 from bench.progress_file import PROGRESS, read_progress
@@ -53,7 +53,7 @@ def standings(results: Path, matrix: Mapping[str, Any]) -> list[Standing]:
 
 def any_cells(results: Path) -> dict[str, Any]:
     """Give what there is in a folder in the form of a matrix, for want of one."""
-    folders = sorted(path.relative_to(results) for path in results.glob("*/*/*/") if _is_cell(path))
+    folders = sorted(path.relative_to(results) for path in results.glob("*/*/*/") if is_cell(path))
     return {
         "began": None,
         "command": None,
@@ -75,8 +75,22 @@ def seconds_of(moment: object) -> float | None:
 _LEFT_BY_CELLS = (store.RUN, PROGRESS, FAILURE, LOCK, CHECKPOINTS)
 
 
-def _is_cell(folder: Path) -> bool:
+def is_cell(folder: Path) -> bool:
+    """Whether a folder holds anything that cells leave."""
     return not folder.name.startswith(".") and any((folder / name).exists() for name in _LEFT_BY_CELLS)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process is on the cell of a folder; if its lock cannot be read, whether it shows progress."""
+    try:
+        return is_held(folder)
+    except OSError:  # a folder of someone else's
+        return os.path.exists(folder / PROGRESS)
+
+
+def reason_in(failure: Mapping[str, Any]) -> str:
+    """Say in one line why a cell has no result, of what `read_failure` gave."""
+    return " ".join(str(failure.get("reason", "")).split()) or "reason unknown"
 
 
 def _standing(results: Path, cell: Mapping[str, Any], began: float) -> Standing:
@@ -85,35 +99,15 @@ def _standing(results: Path, cell: Mapping[str, Any], began: float) -> Standing:
         there = set(os.listdir(folder))
     except OSError:
         return Standing(cell, "left")
-    kept_round = _kept_round(folder) if CHECKPOINTS in there else None
-    if LOCK in there and _held(folder):
+    kept_round = newest_round(folder) if CHECKPOINTS in there else None
+    if LOCK in there and is_running(folder):
         return Standing(cell, "running", progress=read_progress(folder), kept_round=kept_round)
     finished = written(folder / store.RUN) if store.RUN in there else None
     if finished is not None and finished != cell.get("replaces"):
         return Standing(cell, "done", finished=finished / 1e9)
     if FAILURE in there and (written(folder / FAILURE) or 0) / 1e9 >= began:
-        return Standing(cell, "failed", reason=_reason(folder), kept_round=kept_round)
+        reason = reason_in(read_failure(folder) or {})
+        return Standing(cell, "failed", reason=reason, kept_round=kept_round)
     progress = read_progress(folder) if PROGRESS in there else None
     kind: Literal["partial", "left"] = "left" if progress is None and kept_round is None else "partial"
     return Standing(cell, kind, progress=progress, kept_round=kept_round)
-
-
-def _held(folder: Path) -> bool:
-    try:
-        return is_held(folder)
-    except OSError:  # a folder of someone else's, who may well be on it: the time of its progress tells
-        return True
-
-
-def _kept_round(folder: Path) -> int | None:
-    """Give the newest checkpoint's round, by its name."""
-    rounds = [path.name.rpartition("-")[2] for path in (folder / CHECKPOINTS).glob("round-*")]
-    return max((int(number) for number in rounds if number.isdigit()), default=None)
-
-
-def _reason(folder: Path) -> str:
-    try:
-        noted = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
-        return " ".join(str(noted["reason"]).split())
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return "reason unknown"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Literal
 from bench.checkpoints import latest_round
 from bench.config import RunConfig
 from bench.definition import Definition, Fingerprints, definition_of
-from bench.execute import FAILURE
+from bench.execute import read_failure
 from bench.index import definitions
-from bench.locks import is_held
+from bench.standing import is_running, reason_in
 from bench.store import load_run, run_path
 from flora.errors import BadInput
 
@@ -67,41 +66,24 @@ def _state(
         today = definition_of(config, seen)
     except BadInput as error:
         there = State("new" if kept is None else "done", f"not compared, {error}")
-        return State("running") if _is_running(folder) else there
+        return State("running") if is_running(folder) else there
     if kept is not None and Definition.read(kept) == today:
         return State("done")
-    if _is_running(folder):
+    if is_running(folder):
         return State("running")
     if kept is not None:
         return State("stale", "; ".join(today.changes(Definition.read(kept), config)))
     return _left_over(folder, today)
 
 
-def _is_running(folder: Path) -> bool:
-    """Whether a process is on a cell; not, as far as can be known, where this one may not write."""
-    try:
-        return is_held(folder)
-    except OSError:
-        return False
-
-
 def _left_over(folder: Path, today: Definition) -> State:
     """Say what is there of a cell without a result."""
     if (at := latest_round(folder, today.hash)) is not None:
         return State("partial", f"at round {at}")
-    reason = _failure(folder, today)
-    return State("new") if reason is None else State("failed", reason)
-
-
-def _failure(folder: Path, today: Definition) -> str | None:
-    """Read why a cell failed when it was what it is today."""
-    try:
-        noted = json.loads((folder / FAILURE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(noted, dict) or noted.get("definition") != today.hash:
-        return None
-    return " ".join(str(noted.get("reason", "")).split())
+    failure = read_failure(folder)
+    if failure is None or failure.get("definition") != today.hash:
+        return State("new")
+    return State("failed", reason_in(failure))
 
 
 def _path(config: RunConfig, results: Path) -> Path:

@@ -84,13 +84,9 @@ def _chosen(target: Path, where: Sequence[str] | None, state: str | None) -> lis
 
 def _is_run(folder: Path) -> bool:
     """Whether a folder is a run's: it goes by a hash, and holds what runs leave."""
-    from bench.checkpoints import FOLDER
-    from bench.execute import FAILURE
-    from bench.locks import LOCK
-    from bench.store import RUN
+    from bench.standing import is_cell
 
-    left = (RUN, FAILURE, FOLDER, LOCK)
-    return bool(_HASH.fullmatch(folder.absolute().name)) and any((folder / name).exists() for name in left)
+    return bool(_HASH.fullmatch(folder.absolute().name)) and is_cell(folder)
 
 
 def _is_below(folder: Path, results: Path) -> bool:
@@ -121,10 +117,10 @@ def _stale(folders: Sequence[Path], results: Path) -> list[Path]:
 
 
 def _refuse_running(folders: Sequence[Path]) -> None:
-    from bench.locks import is_held
+    from bench.standing import is_running
 
     for folder in folders:
-        if is_held(folder):
+        if is_running(folder):
             raise BadInput(f"rm: {str(folder)!r} is being run; stop that first, or choose among the others")
 
 
@@ -149,13 +145,19 @@ def _remove(folder: Path) -> None:
     """Remove a run; what makes it a result first, so that none is ever half there."""
     from filelock import Timeout
 
-    from bench.locks import lock_of
+    from bench.locks import LOCK, locked
     from bench.store import RUN
 
     try:
-        with lock_of(folder).acquire(timeout=0):
+        with locked(folder):
             (folder / RUN).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            for path in folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+        if not any(folder.iterdir()):  # else a process has begun the cell anew
+            folder.rmdir()
     except Timeout as error:
         raise BadInput(f"rm: {str(folder)!r} is being run now, and stays") from error
     except OSError as error:

@@ -177,22 +177,22 @@ def _figures(run: Mapping[str, Any]) -> Iterator[str]:
 def _leftovers(folder: Path) -> Iterator[Finding]:
     """Name what a process that is gone has left beside a result."""
     from bench.checkpoints import FOLDER
-    from bench.locks import is_held
+    from bench.standing import is_running
 
     left = [path for path in (folder / store.FINISHED, folder / FOLDER) if path.exists()]
     left += store.strays(folder)
-    if left and not is_held(folder):
+    if left and not is_running(folder):
         for path in left:
             yield Finding(path, "is left of a process that ended; `run` its cell again, or remove it")
 
 
 def _unfinished(results: Path) -> Iterator[Finding]:
     """Name results that were complete and are not in their place yet."""
-    from bench.locks import is_held
+    from bench.standing import is_running
 
     for path in sorted(results.glob(f"*/*/*/{store.FINISHED}/{store.RUN}")):
         folder = path.parent.parent
-        if not (folder / store.RUN).exists() and not is_held(folder):
+        if not (folder / store.RUN).exists() and not is_running(folder):
             yield Finding(path, "is a complete result not in its place yet; `run` its cell again")
 
 

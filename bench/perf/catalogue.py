@@ -77,6 +77,20 @@ _EXPERIMENTS = (
         (Target("total_speedup", at_least=20), Target("times_extracted", at_most=1)),
     ),
     Experiment(
+        "cells",
+        "Cells of one round of a linear probe on digits: what the harness adds to each.",
+        1,
+        "many_cells",
+        (Target("overhead_seconds_per_cell", at_most=0.4),),
+    ),
+    Experiment(
+        "stored",
+        "`results`, `plan` and `status` on 10,000 stored results, each as a whole process.",
+        1,
+        "many_cells",
+        tuple(Target(f"{command}_seconds", at_most=3) for command in ("results", "plan", "status")),
+    ),
+    Experiment(
         "memory",
         "Resident memory of FLoRA on ViT-B/32, over 100 rounds, and of 40 clients against 4.",
         3,

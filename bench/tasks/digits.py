@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.tasks.base import ArrayImages, LabelledImages, Task, refuse_argument, stratified_split
 
@@ -18,12 +22,9 @@ def load(argument: str | None, root: str | None) -> Task:
         argument: must be None.
         root: not used; the images come with scikit-learn.
     """
-    from sklearn.datasets import load_digits
-
     refuse_argument("digits", argument)
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / DARKEST_INK)).astype(np.uint8)
-    labels = digits.target.astype(np.int64)
+    ink, labels = _scanned()
+    pixels = np.round(ink * (255 / DARKEST_INK)).astype(np.uint8)
     everything = LabelledImages(ArrayImages(pixels), labels)
     train, test = stratified_split(labels, TEST_SHARE, SPLIT_SEED)
     return Task(
@@ -33,3 +34,22 @@ def load(argument: str | None, root: str | None) -> Task:
         train=everything.select(train),
         test=everything.select(test),
     )
+
+
+def _scanned() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Give (1797, 8, 8) amounts of ink and (1797,) labels.
+
+    They are read from scikit-learn's file, without scikit-learn where it lies as ever: importing that takes a
+    second, which every command that looks at a matrix would wait for.
+    """
+    spec = find_spec("sklearn")
+    assert spec is not None
+    assert spec.origin is not None
+    file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        rows = np.loadtxt(file, delimiter=",")
+        return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images, digits.target.astype(np.int64)

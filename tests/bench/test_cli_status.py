@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 import bench.cli
-from bench import matrices
+from bench import store
 from bench.config import RunConfig
-from bench.locks import lock_of
+from bench.locks import locked
 from bench.matrices import load_matrices, save_matrix
 from bench.progress_file import ProgressFile
 from bench.store import run_path
@@ -64,7 +64,7 @@ class Folder:
 
     def running(self, config, **more):
         self.progress(config, **more)
-        self._held.enter_context(lock_of(self.of(config)).acquire(timeout=0))
+        self._held.enter_context(locked(self.of(config)))
 
     def failed(self, config, reason="RuntimeError: boom", at=NOW - 60):
         file = self.of(config) / "failure.json"
@@ -202,6 +202,20 @@ def test_a_running_cell_that_has_said_nothing_yet_is_starting(run_cli, folder):
     assert counts(records(run_cli, folder)[0])["running"] == 1
 
 
+@pytest.mark.parametrize(("progress", "kind"), [(True, "running"), (False, "left")])
+def test_a_cell_of_someone_elses_runs_if_it_shows_progress(run_cli, folder, monkeypatch, progress, kind):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("bench.standing.is_held", refuse)  # as root would not be refused
+    folder.asked([cell()])
+    (folder.of(cell()) / ".lock").touch()
+    if progress:
+        folder.progress(cell())
+    (record,) = records(run_cli, folder)
+    assert record[kind] == 1
+
+
 def test_between_two_cells_nobody_is_told_to_start_again(run_cli, folder):
     file = folder.asked([cell()])
     assert "no cell runs at this moment" in run_cli("status", str(folder.path))[1]
@@ -213,7 +227,7 @@ def test_between_two_cells_nobody_is_told_to_start_again(run_cli, folder):
 
 def test_what_a_real_run_writes_is_understood(run_cli, folder):
     folder.asked([cell()])
-    with lock_of(folder.of(cell())).acquire(timeout=0), ProgressFile(folder.of(cell()), cell()):
+    with locked(folder.of(cell())), ProgressFile(folder.of(cell()), cell()):
         (record,) = records(run_cli, folder)
     assert record["running_cells"][0]["pid"] == os.getpid()
 
@@ -356,7 +370,7 @@ def test_no_run_fails_for_a_matrix_that_cannot_be_written(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(matrices.os, "replace", full)
+    monkeypatch.setattr(store.os, "replace", full)
     assert save_matrix(folder.path, [cell()]) is None
     assert list((folder.path / "matrices").iterdir()) == []
     (folder.path / "matrices").rmdir()

@@ -1,5 +1,6 @@
 """The index of a results folder gives the table that the files give, whatever happened to it or to them."""
 
+import inspect
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from bench import index, store
+from bench import index, migrations, store
 from bench.index import INDEX, definitions, indexed
 from flora.errors import BadInput
 from tests.bench.test_store import keep, make_run
@@ -101,6 +102,19 @@ def test_a_result_replaced_within_the_same_tick_and_of_the_same_size_is_seen(var
     assert 8 in set(indexed(varied)["method.rank"])
 
 
+def test_a_result_edited_in_place_to_the_same_size_and_time_is_seen(varied):
+    indexed(varied, rebuild=True)
+    path = varied / "digits" / "flora" / "c" / "run.json"
+    before = path.stat()
+    path.write_text(path.read_text().replace('"rank": 4', '"rank": 8'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
+        before.st_size, before.st_mtime_ns, before.st_ino
+    )  # fmt: skip
+    assert 8 in set(indexed(varied)["method.rank"])
+
+
 def test_a_folder_that_moved_is_read_by_its_index(varied, tmp_path, monkeypatch):
     indexed(varied, rebuild=True)
     moved = varied.rename(tmp_path / "moved")
@@ -127,6 +141,13 @@ def test_an_index_of_another_reader_is_made_anew(varied, monkeypatch):
     read = reads(monkeypatch)
     indexed(varied)
     assert len(read) == 5
+
+
+@pytest.mark.parametrize("module", [store, migrations, index])
+def test_the_reader_of_an_index_is_another_when_any_of_its_code_is(monkeypatch, module):
+    before, source = index._reader(), inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda one: source(one) + "\n" * (one is module))
+    assert index._reader() != before
 
 
 def test_few_results_leave_no_index_and_many_do(tmp_path, monkeypatch):

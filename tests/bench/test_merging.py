@@ -1,6 +1,7 @@
 """Results of several folders in one: whole runs, none lost, none overwritten unasked."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 
 from bench import merging, store
 from bench.cell_log import LOG
-from bench.execute import FAILURE
-from bench.locks import lock_of
+from bench.checkpoints import FOLDER as CHECKPOINTS
+from bench.execute import FAILURE, TRACEBACK
+from bench.locks import locked
 from bench.merging import merge
+from bench.progress_file import PROGRESS
 from flora.errors import BadInput
 from tests.bench.test_store import keep, make_run, write_whole
 
@@ -118,7 +121,7 @@ def test_a_run_that_is_going_on_in_the_target_is_left_alone(tmp_path):
     keep(tmp_path / "one", make_run(config_hash="aaa"))
     target = tmp_path / "into" / "digits" / "flora" / "aaa"
     target.mkdir(parents=True)
-    with lock_of(target).acquire():
+    with locked(target):
         (outcome,) = merge([tmp_path / "one"], tmp_path / "into")
     assert (outcome.status, "is being run" in outcome.reason) == ("skipped", True)
     assert not (target / "run.json").exists()
@@ -146,7 +149,7 @@ def test_old_results_stay_of_their_schema(tmp_path):
 
 
 def test_a_merge_cut_off_leaves_no_half_run_and_goes_on(shards, tmp_path, monkeypatch):
-    into, copied = tmp_path / "into", shutil.copy2
+    into, copied = tmp_path / "into", shutil.copyfileobj
     count = 0
 
     def fail(*given):
@@ -156,13 +159,65 @@ def test_a_merge_cut_off_leaves_no_half_run_and_goes_on(shards, tmp_path, monkey
             raise KeyboardInterrupt
         return copied(*given)
 
-    monkeypatch.setattr(merging.shutil, "copy2", fail)
+    monkeypatch.setattr(merging.shutil, "copyfileobj", fail)
     with pytest.raises(KeyboardInterrupt):
         list(merge(shards, into))
     for path in store.run_files(into):
         assert "damaged" not in store.unlike_saved(path, store.load_run(path)).values()
     list(merge(shards, into))
     assert contents(into) == {**contents(shards[0]), **contents(shards[1])}
+
+
+def refuse(monkeypatch, refused):
+    """Have `Path.open` refuse what it would refuse anyone but root."""
+    opened = Path.open
+
+    def open_if_allowed(path, mode="r", *args, **kwargs):
+        if refused(path, mode):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_if_allowed)
+
+
+def test_a_read_only_archive_is_copied_to_files_that_can_be_written(tmp_path, monkeypatch):
+    path = store.run_path(tmp_path / "one", make_run()["config"], "aaa")
+    write_whole(path, "aaa", 1.0, "small")
+    path.with_name(LOG).write_text("began\n")
+    for file in path.parent.iterdir():
+        file.chmod(0o444)
+        os.utime(file, ns=(10**18, 10**18))
+    refuse(monkeypatch, lambda path, mode: set("wa+") & set(mode) and path.stat().st_mode & 0o200 == 0)
+    assert statuses(merge([tmp_path / "one"], tmp_path / "into")) == ["copied"]
+    assert contents(tmp_path / "into") == contents(tmp_path / "one")
+    copied = [file.stat() for file in (tmp_path / "into/digits/flora/aaa").iterdir()]
+    assert {file.st_mtime_ns for file in copied} == {10**18}
+    assert all(file.st_mode & 0o200 for file in copied)
+
+
+@pytest.mark.parametrize("name", [store.RUN, "ledger.csv", LOG])
+def test_a_source_that_cannot_be_read_is_skipped_and_the_others_are_copied(tmp_path, monkeypatch, name):
+    for key in ("aaa", "bbb"):
+        path = store.run_path(tmp_path / "one", make_run()["config"], key)
+        write_whole(path, key, 1.0, "small")
+        path.with_name(LOG).write_text("began\n")
+    secret = path.with_name(name)
+    refuse(monkeypatch, lambda path, mode: path == secret)
+    copied, skipped = merge([tmp_path / "one"], tmp_path / "into")
+    assert (copied.status, skipped.status, skipped.path) == ("copied", "skipped", path)
+    assert "cannot be read (Permission denied)" in skipped.reason
+    assert store.run_files(tmp_path / "into") == [tmp_path / "into/digits/flora/aaa/run.json"]
+
+
+def test_what_attempts_left_in_the_target_goes_when_a_result_comes(tmp_path):
+    keep(tmp_path / "one", make_run(config_hash="aaa"))
+    target = tmp_path / "into/digits/flora/aaa"
+    (target / CHECKPOINTS / "round-00003").mkdir(parents=True)
+    for name in (FAILURE, TRACEBACK, PROGRESS):
+        (target / name).write_text("{}")
+    assert statuses(merge([tmp_path / "one"], tmp_path / "into")) == ["copied"]
+    assert contents(tmp_path / "into") == contents(tmp_path / "one")
+    assert not (target / CHECKPOINTS).exists()
 
 
 @pytest.mark.parametrize("name", ["none", "file", "empty"])
@@ -189,7 +244,7 @@ def test_a_full_disk_is_one_line(shards, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merging.shutil, "copy2", full)
+    monkeypatch.setattr(merging.shutil, "copyfileobj", full)
     with pytest.raises(BadInput, match="No space left"):
         list(merge(shards, tmp_path / "into"))
     assert store.run_files(tmp_path / "into") == []
@@ -203,7 +258,7 @@ def test_the_command_counts_and_names(run_cli, shards, tmp_path):
     run = store.load_run(path)
     store.save_run(path, {**run, "environment": {**run["environment"], "cpu": "another"}})
     code, out, err = run_cli("merge", one, "--into", str(tmp_path / "machines"))
-    assert (code, "2 machines" in err) == (0, True)
+    assert (code, "2 kinds of machine" in err) == (0, True)
     path.write_text("{")
     code, out, err = run_cli("merge", one, "--into", str(tmp_path / "into"), "--json")
     assert (code, err.count(str(path))) == (1, 1)

@@ -11,12 +11,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import store
 from bench.cli import main
-from bench.perf import cells_together, crowds, footprint, jobs, shortcuts
+from bench.cli.verify import check
+from bench.matrix import Matrix
+from bench.perf import cells_together, crowds, footprint, jobs, many_cells, shortcuts
 from bench.perf.apart import with_suite_on_path
 from bench.perf.catalogue import EXPERIMENTS, chosen
 from bench.perf.costs import PASSES, Sizes, Step, Work, step_cost
 from bench.perf.experiment import Check, Experiment, Measured, Record, Setting, Skipped, Target
+from bench.states import states
 from flora import client
 from flora.clip import ENCODED
 from flora.errors import BadInput
@@ -157,7 +161,9 @@ def here(monkeypatch):
 DIFFERENCES = (
     "growth_over_rounds_megabytes",
     "growth_with_clients_over_model",
+    "large_cost",
     "memory_over_budget",
+    "tiny_cost",
     "tiny_extra_ms_per_client",
 )
 
@@ -250,6 +256,28 @@ def test_cells_that_were_not_run_lie_on_the_line_through_those_that_were():
     none = [cell(1, 10.0, "none"), cell(5, 50.0, "none")]
     exact = [cell(seen, 1.0, "exact") for seen in (1, 2, 5)]
     assert cells_together._predicted(exact, none) == [10.0, 20.0, 50.0]
+
+
+def test_overhead_is_what_neither_rounds_nor_features_took(monkeypatch):
+    seconds = {"send": 1.0, "train": 2.0, "count": 5.0, "evaluate": 1.0}
+    result = {"rounds": [{"seconds": seconds}], "summary": {"features_seconds": 1.0, "total_seconds": 9.0}}
+    clock = iter([100.0, 130.0])
+    monkeypatch.setattr(many_cells, "_run", lambda matrix, folder: [result] * len(matrix))
+    monkeypatch.setattr(many_cells.time, "perf_counter", lambda: next(clock))
+    figures = many_cells.cells(QUICK).figures
+    assert (figures["cells"], figures["wall_seconds_per_cell"]) == (3, 10.0)
+    assert figures["overhead_seconds_per_cell"] == 10.0 - 4.0 - 1.0
+    assert figures["outside_of_cells_seconds_per_cell"] == 1.0
+
+
+def test_stored_results_stand_for_their_cells(tmp_path):
+    matrix = Matrix(**many_cells._fields(QUICK, seed=[0, 1, 2])).cells()
+    many_cells._run(matrix[:1], tmp_path / "one")
+    results = tmp_path / "results"
+    many_cells._store(matrix, tmp_path / "one" / "results", results)
+    assert [state.kind for state in states(matrix, results)] == ["done"] * 3
+    assert set(store.load_results(results)["config_hash"]) == {cell.hash for cell in matrix}
+    assert all(not list(check(path, results)) for path in store.run_files(results))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

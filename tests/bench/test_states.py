@@ -7,7 +7,7 @@ import pytest
 from bench import store
 from bench.config import RunConfig
 from bench.definition import Definition, definition_of
-from bench.locks import lock_of
+from bench.locks import locked
 from bench.states import State, states
 from flora.errors import BadInput
 
@@ -104,18 +104,20 @@ def test_a_failure_of_another_definition_or_that_cannot_be_read_is_none(tmp_path
 
 def test_a_cell_that_a_process_is_on_is_running(tmp_path):
     keep_failure(tmp_path)
-    with lock_of(run_json(tmp_path).parent):
+    with locked(run_json(tmp_path).parent):
         assert state_in(tmp_path) == State("running")
     assert state_in(tmp_path).kind == "failed"
 
 
-def test_a_folder_that_takes_no_lock_is_looked_at_all_the_same(tmp_path, monkeypatch):
+def test_a_cell_whose_lock_cannot_be_read_is_running_if_it_shows_progress(tmp_path, monkeypatch):
     def refuse(folder):
         raise PermissionError(13, "Permission denied")
 
     keep_failure(tmp_path)
-    monkeypatch.setattr("bench.states.is_held", refuse)  # as root would not be refused
+    monkeypatch.setattr("bench.standing.is_held", refuse)  # as root would not be refused
     assert state_in(tmp_path).kind == "failed"
+    (run_json(tmp_path).parent / "progress.json").write_text("{}")
+    assert state_in(tmp_path).kind == "running"
 
 
 def test_of_several_the_first_holds(tmp_path):
@@ -125,7 +127,7 @@ def test_of_several_the_first_holds(tmp_path):
     assert state_in(tmp_path).kind == "partial"
     keep_result(tmp_path, harness="0" * 12)
     assert state_in(tmp_path).kind == "stale"
-    with lock_of(run_json(tmp_path).parent):
+    with locked(run_json(tmp_path).parent):
         assert state_in(tmp_path).kind == "running"
         keep_result(tmp_path)
         assert state_in(tmp_path).kind == "done"

@@ -367,6 +367,19 @@ def test_digits_are_all_there_split_by_class_and_scaled_to_white() -> None:
         assert abs(in_test - in_all / 4) <= 0.5
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_digits_are_those_of_scikit_learn_however_they_are_read(there, monkeypatch) -> None:
+    from sklearn.datasets import load_digits
+
+    from bench.tasks import digits
+
+    monkeypatch.setattr(Path, "is_file", lambda _: there)
+    ink, labels = digits._scanned()
+    assert np.array_equal(ink, load_digits().images)
+    assert np.array_equal(labels, load_digits().target)
+    assert labels.dtype == np.int64
+
+
 def test_digits_share_no_image_between_train_and_test_positions() -> None:
     task = load_task("digits")
     positions = [*task.train.images.indices.tolist(), *task.test.images.indices.tolist()]  # type: ignore[attr-defined]
