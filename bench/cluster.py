@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,15 +32,15 @@ from textwrap import shorten
 from types import ModuleType
 from typing import Any
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from bench import isolate, store
 from bench.caching import default_folder
 from bench.config import RunConfig
 from bench.definition import definition_of
-from bench.execute import Cause, Job, Outcome, Watcher, failed, forget_attempts
+from bench.execute import FAILURE, Cause, Job, Outcome, Watcher, failed, forget_attempts
 from bench.interrupt import interruptible
-from bench.isolate import Forwarder, tell
+from bench.isolate import Forwarder, busy, tell
 from bench.locks import is_held, locked
 from bench.measure.load import usable_cores
 from bench.perf.apart import with_suite_on_path
@@ -55,14 +56,32 @@ SECONDS_TO_ANSWER, SECONDS_TO_JOIN = 10.0, 40.0
 SECONDS_BETWEEN_LOOKS = 0.1
 """How often what the tasks have sent is looked at."""
 
+SECONDS_WITHOUT_A_CELL = 10.0
+"""After how long without a cell that runs to see whether the cluster's nodes are still those there were."""
+
 TIMES_TRIED = 2
 """A cell whose task died is tried again; one that kills every task must not do so for ever."""
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """What Ray on this machine sets aside to pass objects; results pass as files there."""
 
+PROCESS_BYTES = 1_100_000_000
+"""What a task takes of memory before any tensor: Ray's worker, the server that forks, and the cell's process.
+
+The sum of their proportional set sizes (0.39, 0.37 and 0.36 GB) as Linux gave them with two tasks of the
+embedded model at a time, under torch 2 and Ray 2; each alone shows 0.7 GB or more as resident, of which they
+share most.
+"""
+
+SECONDS_UNTIL_OLD = 3600.0
+"""What a process that was killed has left is removed after so long, if nobody holds it."""
+
+FOLDER_PREFIX, TOKEN_PREFIX = "flora-bench-ray-", ".seen-"
+
 VARIABLES = ("FLORA_BENCH_", "HF_", "TORCH_", "OMP_", "MKL_", "OPENBLAS_", "CUBLAS_")
 """Environment variables that begin so are the tasks', too."""
+
+logger = logging.getLogger(__name__)
 
 _JOIN = """
 import logging, sys, ray
@@ -124,25 +143,25 @@ class RayCluster:
         free = []
         for job in jobs:
             if is_held(job.folder):
-                yield _busy(job)
+                watcher.cell_ended(outcome := busy(job))
+                yield outcome
             else:
                 free.append(job)
         if not free:  # and no cluster is started only to find that out
             return
+        at_once = None if self._workers is None else min(self._workers, len(free))
         with self._connected() as ray, _token(free) as token:
-            submission = _Submission(
-                ray, watcher, self._requests(ray), token, self._timeout_seconds, self._threads
-            )
-            yield from submission.run(self._in_order(free), self._workers)
+            requests, threads = self._requests(ray, at_once), self._threads(at_once)
+            submission = _Submission(ray, watcher, requests, token, self._timeout_seconds, threads)
+            yield from submission.run(self._in_order(free), at_once)
 
-    @property
-    def _threads(self) -> int | None:
+    def _threads(self, at_once: int | None) -> int | None:
         """How many threads a cell has on this machine, as with `Workers`; of a cluster, as many as cores."""
-        if self._address is not None or self._workers is None:
+        if self._address is not None or at_once is None:
             return None
         import torch
 
-        return threads_of_each(self._workers) or torch.get_num_threads()
+        return threads_of_each(at_once) or torch.get_num_threads()
 
     def _in_order(self, jobs: Sequence[Job]) -> list[Job]:
         """Put the heaviest first, so that none of them is what all wait for in the end."""
@@ -161,36 +180,40 @@ class RayCluster:
         with _joined(ray, self._address) if self._address else _started(ray, self._workers):
             yield ray
 
-    def _requests(self, ray: ModuleType) -> Callable[[Job], dict[str, Any]]:
+    def _requests(self, ray: ModuleType, at_once: int | None) -> Callable[[Job], dict[str, Any]]:
         """Give what says what a job's task asks for: never more than there is, as it would wait for ever."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
         def request(job: Job) -> dict[str, Any]:
             gpus = int(job.config.device.startswith("cuda"))
-            able = [node for node in nodes if node.get("GPU", 0) >= gpus]
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # they come and go
+            able = [node for node in nodes if node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= 1]
             if not able:
-                raise BadInput("device: no node of the Ray cluster has a GPU; add one, or use device cpu")
-            largest = max(able, key=lambda node: node.get("CPU", 0))
-            cores = job.config.compute.threads or self._share(able, gpus)
+                raise BadInput(_NO_GPU if gpus else _NO_CORE)
+            largest = max(able, key=lambda node: node["CPU"])
+            cores = job.config.compute.threads or self._share(able, gpus, at_once)
             # what a cell for a GPU is foretold to take is of the GPU's memory, which Ray does not count
-            peak_bytes = 0 if gpus else self._predicted(job).peak_bytes or 0
+            needed = 0 if gpus else PROCESS_BYTES + (self._predicted(job).peak_bytes or 0)
             return {
-                "num_cpus": max(1, min(cores, int(largest.get("CPU", 0)))),
+                "num_cpus": max(1, min(cores, int(largest["CPU"]))),
                 "num_gpus": gpus,
-                "memory": min(peak_bytes, int(largest.get("memory", 0))),
+                "memory": min(needed, int(largest.get("memory", 0))),
             }
 
         return request
 
-    def _share(self, nodes: Sequence[Mapping[str, float]], gpus: int) -> int:
+    def _share(self, nodes: Sequence[Mapping[str, float]], gpus: int, at_once: int | None) -> int:
         """Divide the cores among the cells that run at once; without a number of these, each has one core."""
-        at_once = self._workers or (sum(node["GPU"] for node in nodes) if gpus else math.inf)
-        cores = int(sum(node.get("CPU", 0) for node in nodes) // at_once)
+        cells = at_once or (sum(node["GPU"] for node in nodes) if gpus else math.inf)
+        cores = int(sum(node["CPU"] for node in nodes) // cells)
         if self._address is not None:
             return cores
         import torch
 
         return min(cores, torch.get_num_threads())  # no more than this process would use, as in `Workers`
+
+
+_NO_GPU = "device: no node of the Ray cluster has a GPU and a core for it; add one, or use device cpu"
+_NO_CORE = "device: no node of the Ray cluster has a core; start one with `ray start --num-cpus=N`"
 
 
 # --- being in a cluster --------------------------------------------------------------------------------
@@ -270,20 +293,35 @@ def _joined(ray: ModuleType, endpoint: tuple[str, int]) -> Iterator[None]:
 def _started(ray: ModuleType, workers: int | None) -> Iterator[None]:
     """Have a cluster on this machine."""
     # a socket's path may have 107 characters at most, and Ray's own part has most of them
-    folder = tempfile.mkdtemp(prefix="ray-", dir=None if os.name == "nt" else "/tmp")
+    parent = tempfile.gettempdir() if os.name == "nt" else "/tmp"
+    _remove_old_folders(Path(parent))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
     try:
-        _initialized(
-            ray,
-            address="local",  # or RAY_ADDRESS would lead elsewhere
-            num_cpus=max(len(usable_cores()), workers or 1),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            _temp_dir=folder,
-        )
-        yield
+        with locked(folder):
+            _initialized(
+                ray,
+                address="local",  # or RAY_ADDRESS would lead elsewhere
+                num_cpus=max(len(usable_cores()), workers or 1),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                _temp_dir=str(folder),
+            )
+            yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_old_folders(parent: Path) -> None:
+    """Remove what clusters have left whose process was killed."""
+    for folder in parent.glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError):
+            if _is_old(folder) and not is_held(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > SECONDS_UNTIL_OLD
 
 
 def _initialized(ray: ModuleType, **options: Any) -> None:
@@ -301,21 +339,31 @@ def _initialized(ray: ModuleType, **options: Any) -> None:
 
 @contextmanager
 def _token(jobs: Sequence[Job]) -> Iterator[str]:
-    """Lay a file into the results folder: a node that finds it there sees what this machine sees."""
-    name = f".seen-{uuid.uuid4().hex}"
+    """Lay a file into the results folder: a node that finds it there sees what this machine sees.
+
+    It is locked meanwhile, which tells it from one whose process was killed.
+    """
+    name = f"{TOKEN_PREFIX}{uuid.uuid4().hex}"
     files = {_root(job) / name for job in jobs}
-    try:
+    with ExitStack() as held:
         for file in files:
-            file.write_text(name)
+            _remove_old_tokens(file.parent)
+            held.enter_context(FileLock(file))
+            held.callback(_unlink, file)
         yield name
-    finally:
-        for file in files:
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
 
 
-def _busy(job: Job) -> Outcome:
-    return Outcome(job.config, "busy", job.path, reason="another process is on it")
+def _remove_old_tokens(root: Path) -> None:
+    for file in root.glob(f"{TOKEN_PREFIX}*"):
+        with suppress(OSError, Timeout):
+            if _is_old(file):
+                with FileLock(file, timeout=0):
+                    _unlink(file)
+
+
+def _unlink(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def _root(job: Job) -> Path:
@@ -332,8 +380,10 @@ class _Task:
 
     Attributes:
         job: what it runs.
+        request: what it asks of the cluster.
         stream: what it sends.
         tried: how often the cell has been given to a task, this one included.
+        began: whether a node is at it.
         listener: told of what happens; None until the cell begins.
         away: holds this machine's lock of the cell, if the task works in a folder of its node.
         files: what has come of that folder, by name.
@@ -341,8 +391,10 @@ class _Task:
     """
 
     job: Job
+    request: Mapping[str, Any]
     stream: Any
     tried: int
+    began: bool = False
     listener: Listener | None = None
     away: ExitStack | None = None
     files: dict[str, bytes] = field(default_factory=dict)
@@ -366,6 +418,8 @@ class _Submission:
         self._asked = {"token": token, "timeout_seconds": timeout_seconds, "host": platform.node()}
         self._body = ray.remote(num_returns="streaming", max_retries=0)(_run_cell)
         self._tasks: list[_Task] = []
+        self._ran = time.monotonic()  # when a cell was last seen to run
+        self._said_that_it_waits = False
 
     def run(self, jobs: Sequence[Job], at_once: int | None) -> Iterator[Outcome]:
         """Yield the outcomes as they come."""
@@ -377,6 +431,7 @@ class _Submission:
                     outcomes = [refused for job in waiting[:room] for refused in self._submitted(job)]
                     waiting = waiting[room:]
                     outcomes += [outcome for task in self._with_news() for outcome in self._followed(task)]
+                    outcomes += self._looked_after()
                 yield from outcomes
         finally:
             for task in list(self._tasks):
@@ -387,7 +442,9 @@ class _Submission:
         try:
             request = self._request(job)
         except BadInput as error:
-            yield Outcome(job.config, "refused", job.path, reason=str(error))
+            refused = Outcome(job.config, "refused", job.path, reason=str(error))
+            self._watcher.cell_ended(refused)
+            yield refused
             return
         asked = json.dumps(
             {**self._asked, "job": _portable(job).to_dict(), "threads": self._threads or request["num_cpus"]}
@@ -397,7 +454,7 @@ class _Submission:
             "runtime_env": {"env_vars": _variables()},
             "name": f"flora-bench {job.config.hash}",
         }
-        self._tasks.append(_Task(job, self._body.options(**options).remote(asked), tried))
+        self._tasks.append(_Task(job, request, self._body.options(**options).remote(asked), tried))
 
     def _with_news(self) -> list[_Task]:
         """Wait a moment, and give the tasks that have sent something or ended."""
@@ -406,6 +463,28 @@ class _Submission:
         streams = [task.stream for task in self._tasks]
         ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=SECONDS_BETWEEN_LOOKS)
         return [task for task in self._tasks if task.stream in ready]
+
+    def _looked_after(self) -> Iterator[Outcome]:
+        """Now and then while no cell runs: say so, and ask anew for what the nodes can no longer give."""
+        now = time.monotonic()
+        if not self._tasks or any(task.began for task in self._tasks):
+            self._ran = now
+        if now - self._ran < SECONDS_WITHOUT_A_CELL:
+            return
+        self._ran = now
+        for task in list(self._tasks):
+            if not self._can_be_had(task):
+                self._cancel(task)
+                yield from self._submitted(task.job, task.tried)
+        if self._tasks and not self._said_that_it_waits:
+            self._said_that_it_waits = True
+            logger.warning("no cell runs: waiting for room on the Ray cluster, or for its nodes to get ready")
+
+    def _can_be_had(self, task: _Task) -> bool:
+        try:
+            return self._request(task.job) == task.request
+        except BadInput:
+            return False
 
     def _followed(self, task: _Task) -> Iterator[Outcome]:
         """Take all that a task has sent; its outcome, once that is among it."""
@@ -417,7 +496,7 @@ class _Submission:
                 return
             if (outcome := self._taken(task, sent)) is None:
                 continue
-            if again := self._again(task, outcome):
+            if again := _thriftier(task.job, outcome.cause):
                 self._let_go(task)
                 yield from self._submitted(again)
             else:
@@ -431,9 +510,10 @@ class _Submission:
         for message in json.loads(sent):
             match message:
                 case {"started": {"shared": shared}}:
+                    task.began = True
                     if not shared and not self._locked(task):
                         self._ray.cancel(task.stream, force=True)
-                        return _busy(task.job)
+                        return busy(task.job)
                     task.listener = self._watcher.cell_started(task.job.config)
                 case {"file": name}:
                     task.expected = name
@@ -463,7 +543,7 @@ class _Submission:
         except OSError as error:
             return failed(job, f"{job.folder} cannot be written: {error.strerror}")
         reason = outcome.reason.replace(folder, str(job.folder))
-        if outcome.status == "failed":
+        if outcome.status == "failed" and FAILURE not in task.files:  # its node could not write it down
             return failed(job, reason, outcome.cause)
         return replace(outcome, reason=reason)
 
@@ -472,22 +552,15 @@ class _Submission:
         reason, cause = _reason(error)
         if task.tried < TIMES_TRIED:
             self._let_go(task)
-            yield from self._submitted(task.job, task.tried + 1)
+            yield from self._submitted(_thriftier(task.job, cause) or task.job, task.tried + 1)
             return
         with suppress(OSError):
             task.job.folder.mkdir(parents=True, exist_ok=True)
         yield self._ended(task, failed(task.job, f"its Ray task died {task.tried} times: {reason}", cause))
 
-    def _again(self, task: _Task, outcome: Outcome) -> Job | None:
-        """Say how to try a cell again that had too little memory; None if that cannot help."""
-        if outcome.cause != "memory" or not may_group(task.job):
-            return None
-        return replace(task.job, options=task.job.options.model_copy(update={"one_by_one": True}))
-
     def _ended(self, task: _Task, outcome: Outcome) -> Outcome:
         self._let_go(task)
-        if task.listener is not None:
-            self._watcher.cell_ended(outcome)
+        self._watcher.cell_ended(outcome)
         return outcome
 
     def _let_go(self, task: _Task) -> None:
@@ -499,6 +572,13 @@ class _Submission:
         """End a task that runs, or let it never begin."""
         self._ray.cancel(task.stream, force=True)
         self._let_go(task)
+
+
+def _thriftier(job: Job, cause: Cause) -> Job | None:
+    """Say how to try a cell again that had too little memory; None if that cannot help."""
+    if cause != "memory" or not may_group(job):
+        return None
+    return replace(job, options=job.options.model_copy(update={"one_by_one": True}))
 
 
 def _portable(job: Job) -> Job:

@@ -155,14 +155,24 @@ class CellProcess:
         Raises:
             OSError: the system has no room for another process, or for what connects it with this one.
         """
-        start_server()
         with self._sender, self._trace, _without_main_module():
-            try:
-                self.process.start()
-            except EOFError as error:  # the server could not fork, and ended over it
-                raise OSError(errno.EAGAIN, "no process could be forked") from error
+            self._fork()
         if self._timeout_seconds is not None:
             self.due = time.monotonic() + self._timeout_seconds
+
+    def _fork(self) -> None:
+        end = time.monotonic() + SECONDS_TO_STOP
+        while True:
+            start_server()
+            try:
+                self.process.start()
+                return
+            except EOFError as error:  # the server could not fork, and ended over it
+                raise OSError(errno.EAGAIN, "no process could be forked") from error
+            except ConnectionRefusedError:  # a server that ends listens no more before it is gone
+                if time.monotonic() > end:
+                    raise
+            time.sleep(_POLL_SECONDS)
 
     @property
     def sources(self) -> list[Connection | int]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -105,12 +107,14 @@ class Gpu:
         total_bytes: its memory.
         free_bytes: of it; None if the driver does not tell.
         taken_bytes: of it, by process as far as the driver tells.
+        lost: it was there and the driver no longer finds it.
     """
 
     name: str
     total_bytes: int = 0
     free_bytes: int | None = None
     taken_bytes: Mapping[int, int] = field(default_factory=dict)
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,10 +226,12 @@ def _choose(
     fitting = [gpu for gpu in left if _fits(wish, gpu, on[gpu.name])]
     if not fitting and not any(on.values()):
         fitting = left
-    return min(fitting, key=lambda gpu: (len(on[gpu.name]), -(gpu.free_bytes or 0)), default=None)
+    return min(fitting, key=lambda gpu: (gpu.lost, len(on[gpu.name]), -(gpu.free_bytes or 0)), default=None)
 
 
 def _fits(wish: Wish, gpu: Gpu, on_it: Sequence[Placed]) -> bool:
+    if gpu.lost:
+        return False
     needed = wish.bytes_on(gpu)
     if needed is None or gpu.free_bytes is None:
         return not on_it
@@ -238,8 +244,25 @@ def _fits(wish: Wish, gpu: Gpu, on_it: Sequence[Placed]) -> bool:
     return needed <= gpu.free_bytes - promised
 
 
+class Gpus:
+    """The GPUs that this process may use, by the names and in the places that they had at the first look.
+
+    Cells run on them by these names, whatever the driver comes to say later.
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    def now(self) -> list[Gpu]:
+        """Look at them; where the driver does not tell of any for the moment, nothing is known of them."""
+        seen = {gpu.name: gpu for gpu in visible_gpus()}
+        self._names = self._names or list(seen)
+        silent = not any(name in seen for name in self._names)
+        return [seen.get(name) or Gpu(name, lost=not silent) for name in self._names]
+
+
 def visible_gpus() -> list[Gpu]:
-    """List the GPUs that this process may use, in the order of `nvidia-smi` or `CUDA_VISIBLE_DEVICES`.
+    """List the GPUs that this process may use, in the order of CUDA or of `CUDA_VISIBLE_DEVICES`.
 
     Without NVML nothing is known of their memory. No GPU is set up for it in this process.
     """
@@ -248,9 +271,10 @@ def visible_gpus() -> list[Gpu]:
     except NvmlUnavailable:
         return _gpus_of_torch()
     try:
-        return [_as_it_is(nvml, handle) for handle in _visible_handles(nvml)]
+        handles = _visible_handles(nvml)
     except nvml.NVMLError:
         return _gpus_of_torch()
+    return [gpu for handle in handles if (gpu := _as_it_is(nvml, handle)) is not None]
 
 
 def _gpus_of_torch() -> list[Gpu]:
@@ -269,7 +293,7 @@ def _visible_names() -> list[str] | None:
 
 def _visible_handles(nvml: Any) -> list[Any]:
     """Give NVML's handles of what CUDA may see, up to the first name that is none, as CUDA does."""
-    every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    every = _in_order_of_cuda(nvml, range(nvml.nvmlDeviceGetCount()))
     names = _visible_names()
     if names is None:
         return every
@@ -281,11 +305,41 @@ def _visible_handles(nvml: Any) -> list[Any]:
     return found
 
 
+def _in_order_of_cuda(nvml: Any, indices: Collection[int]) -> list[Any]:
+    """Give the handles in the order in which CUDA counts; None for a GPU that does not answer.
+
+    NVML counts by the bus. CUDA does if told to, and else begins with the fastest.
+    """
+    by_bus = [_handle(nvml, index) for index in indices]
+    if len(by_bus) < 2 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return by_bus
+    by_uuid = {_uuid(nvml, handle): handle for handle in by_bus}
+    counted = [f"GPU-{uuid}" for uuid in _uuids_of_cuda()]
+    return [by_uuid.get(uuid) for uuid in counted] if counted else by_bus
+
+
+_ASK_CUDA = """
+import torch
+for index in range(torch.cuda.device_count()):
+    print(torch.cuda.get_device_properties(index).uuid)
+"""
+
+
+@cache
+def _uuids_of_cuda() -> Sequence[str]:
+    """Have another process ask, once, as it sets up CUDA; nothing if CUDA has no answer."""
+    environment = {name: value for name, value in os.environ.items() if name != VISIBLE}
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK_CUDA], env=environment, capture_output=True, text=True, check=False
+    )
+    return asked.stdout.split() if asked.returncode == 0 else []
+
+
 def _named(nvml: Any, every: Sequence[Any], name: str) -> Any | None:
     if name.lstrip("-").isdigit():
         return every[int(name)] if 0 <= int(name) < len(every) else None
     for handle in every:
-        if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(name):  # CUDA takes the beginning of one
+        if (_uuid(nvml, handle) or "").startswith(name):  # CUDA takes the beginning of one
             return handle
     try:
         return nvml.nvmlDeviceGetHandleByUUID(name.encode())  # a slice of a GPU
@@ -293,9 +347,25 @@ def _named(nvml: Any, every: Sequence[Any], name: str) -> Any | None:
         return None
 
 
-def _as_it_is(nvml: Any, handle: Any) -> Gpu:
-    """Ask the driver for a GPU's memory; what it does not tell is left out."""
-    name = _text(nvml.nvmlDeviceGetUUID(handle))
+def _handle(nvml: Any, index: int) -> Any | None:
+    try:
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    except nvml.NVMLError:
+        return None
+
+
+def _uuid(nvml: Any, handle: Any | None) -> str | None:
+    try:
+        return None if handle is None else _text(nvml.nvmlDeviceGetUUID(handle))
+    except nvml.NVMLError:
+        return None
+
+
+def _as_it_is(nvml: Any, handle: Any | None) -> Gpu | None:
+    """Ask the driver for a GPU's memory; what it does not tell is left out. None if it has lost the GPU."""
+    name = _uuid(nvml, handle)
+    if name is None:
+        return None
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     except nvml.NVMLError:

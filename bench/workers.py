@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from bench import isolate
 from bench.config import RunConfig
-from bench.execute import Job, Outcome, Watcher, failed
+from bench.execute import Job, Outcome, Watcher, failed, read_failure
 from bench.interrupt import interruptible
 from bench.isolate import CellProcess
 from bench.measure.load import usable_cores
-from bench.placement import VISIBLE, Placed, Prediction, Wish, next_to_start, visible_gpus
+from bench.placement import VISIBLE, Gpus, Placed, Prediction, Wish, next_to_start
 from flora.errors import BadInput
 
 THREADS_A_CORE = 2
@@ -29,7 +29,7 @@ class Workers:
     """Runs up to `count` cells at once, the heaviest first; with one worker, in their order.
 
     Args:
-        count: how many.
+        count: how many; with fewer cells the cores are divided among these.
         timeout_seconds: after how long a cell is given up; None for never.
         predictions: gives what a cell is foretold to take. Without it, a cell for a GPU has one for itself.
 
@@ -117,7 +117,9 @@ class _Pool:
     def __init__(self, workers: Workers, jobs: Sequence[Job], watcher: Watcher) -> None:
         self.workers = workers
         self.watcher = watcher
-        self.threads = threads_of_each(workers.count)
+        self.at_once = max(1, min(workers.count, len(jobs)))
+        self.threads = threads_of_each(self.at_once)
+        self.gpus = Gpus()
         self.waiting = [_Attempt(job, workers.predictions(job.config) or Prediction()) for job in jobs]
         if workers.count > 1:
             self.waiting.sort(key=_weight, reverse=True)
@@ -126,14 +128,15 @@ class _Pool:
     def outcomes(self) -> Iterator[Outcome]:
         """Run all of it."""
         with interruptible():
-            self._start()
+            outcomes = list(self._start())
+        yield from outcomes
         while self.running:
             with interruptible():
                 isolate.wait([cell.process for cell in self.running])
                 before = len(self.running)
                 outcomes = self._collect()
                 if len(self.running) < before:
-                    self._start()
+                    outcomes += self._start()
             yield from outcomes
 
     def stop(self) -> None:
@@ -141,12 +144,22 @@ class _Pool:
         isolate.stop([cell.process for cell in self.running])
         self.running.clear()
 
-    def _start(self) -> None:
-        """Start what there is room for."""
-        while len(self.running) < self.workers.count and (chosen := self._next()):
+    def _start(self) -> Iterator[Outcome]:
+        """Start what there is room for; gives the outcomes of those that the system has no room for at all.
+
+        Where it has none beside those that run, fewer run at once from then on.
+        """
+        while len(self.running) < self.at_once and (chosen := self._next()):
             attempt, gpu, promised = chosen
             self.waiting.remove(attempt)
-            self._start_one(attempt, gpu, promised)
+            try:
+                self._start_one(attempt, gpu, promised)
+            except OSError as error:
+                if self.running:
+                    self.waiting.insert(0, attempt)
+                    self.at_once = len(self.running)
+                else:
+                    yield self._ended(attempt, _not_started(attempt.job, error))
 
     def _next(self) -> tuple[_Attempt, str | None, int | None] | None:
         """Choose a cell, its GPU, and what that is to give it; those to run alone come last."""
@@ -156,7 +169,7 @@ class _Pool:
         if not candidates:
             candidates = [] if self.running else self.waiting[:1]
         wishes = [attempt.wish for attempt in candidates]
-        gpus = visible_gpus() if any(wishes) else []
+        gpus = self.gpus.now() if any(wishes) else []
         chosen = next_to_start(wishes, gpus, self._placed())
         if chosen is None:
             return None
@@ -185,11 +198,17 @@ class _Pool:
             threads=self.threads,
             timeout_seconds=self.workers.timeout_seconds,
         )
-        for cell in self.running:
-            cell.had_company = True
         # known before it starts, so that an interrupt leaves nothing behind
         self.running.append(_Running(attempt, process, gpu, promised, bool(self.running)))
-        process.start()
+        try:
+            process.start()
+        except OSError:
+            self.running.pop()
+            isolate.stop([process])
+            raise
+        if len(self.running) > 1:
+            for cell in self.running:
+                cell.had_company = True
 
     def _collect(self) -> list[Outcome]:
         """Take those that have ended out, and line up those that are to be tried again."""
@@ -201,10 +220,13 @@ class _Pool:
             if again := _second_attempt(cell, outcome):
                 self.waiting.insert(0, again)
                 continue
-            outcome = _final(cell.attempt, outcome)
-            self.watcher.cell_ended(outcome)
-            outcomes.append(outcome)
+            outcomes.append(self._ended(cell.attempt, outcome))
         return outcomes
+
+    def _ended(self, attempt: _Attempt, outcome: Outcome) -> Outcome:
+        outcome = _final(attempt, outcome)
+        self.watcher.cell_ended(outcome)
+        return outcome
 
 
 def threads_of_each(count: int) -> int | None:
@@ -227,6 +249,11 @@ def _weight(attempt: _Attempt) -> tuple[bool, float]:
     return (
         (True, config.rounds * config.clients * config.participation) if seconds is None else (False, seconds)
     )
+
+
+def _not_started(job: Job, error: OSError) -> Outcome:
+    """Say why a cell has no process though no other has one."""
+    return failed(job, f"its process cannot be started: {error.strerror or error}")
 
 
 def _second_attempt(cell: _Running, outcome: Outcome) -> _Attempt | None:
@@ -257,6 +284,9 @@ def may_group(job: Job) -> bool:
 def _final(attempt: _Attempt, outcome: Outcome) -> Outcome:
     """Tell of the cell as it was asked for, and of a second failure that it was one."""
     if outcome.status == "failed" and attempt.how:
-        reason = f"{outcome.reason}; tried twice, the second time {attempt.how}"
-        outcome = failed(attempt.job, reason, outcome.cause)
+        noted = read_failure(attempt.job.folder) or {}
+        bare = str(noted.get("reason", outcome.reason))
+        where = outcome.reason.removeprefix(bare).strip()
+        reason = f"{bare}; tried twice, the second time {attempt.how}"
+        outcome = failed(attempt.job, reason, outcome.cause, where)
     return replace(outcome, config=attempt.job.config)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import takewhile
 from statistics import fmean, median
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import TextIO
 
 import psutil
@@ -26,6 +26,10 @@ from flora.events import Listener, Phase, RoundRecord
 
 QUIET_SECONDS = 2.0  # what takes no longer is not worth a word
 SECONDS_A_LINE = 5.0
+SECONDS_A_CELLS_LINE = 300.0
+"""Off a terminal: how often a line says where a cell is that runs for long."""
+
+SECONDS_BETWEEN_LOOKS = 5.0
 REFRESHES_PER_SECOND = 2.0  # drawing takes time from the cells
 ROWS = 8
 """Of cells that run, so that the view stays low however many they are."""
@@ -42,11 +46,13 @@ def progress(stream: TextIO, predictions: Mapping[str, float] = {}, jobs: int = 
     Args:
         stream: such as standard error.
         predictions: seconds that cells are foretold to take, by hash of the configuration.
-        jobs: how many cells run at once.
+        jobs: how many cells are to run at once; what counts is how many do.
     """
     console = Console(file=stream)
     if not console.is_terminal:
-        yield PlainProgress(console, predictions, jobs)
+        plain = PlainProgress(console, predictions, jobs)
+        with _now_and_then(plain.tell_of_long_cells):
+            yield plain
         return
     view = LiveProgress(console, predictions, jobs)
     with Live(
@@ -56,6 +62,24 @@ def progress(stream: TextIO, predictions: Mapping[str, float] = {}, jobs: int = 
         transient=True,
     ):
         yield view
+
+
+@contextmanager
+def _now_and_then(do: Callable[[], None]) -> Iterator[None]:
+    """Call a function every few seconds for the time of a `with`: a cell may be silent for hours."""
+    over = Event()
+
+    def repeat() -> None:
+        while not over.wait(SECONDS_BETWEEN_LOOKS):
+            do()
+
+    thread = Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @dataclass(frozen=True)
@@ -95,12 +119,13 @@ class TimeLeft:
     Args:
         left: the methods of the cells that have no result yet, by the cells' hashes.
         predictions: seconds by the cells' hashes, as far as they are known.
-        jobs: how many run at once.
+        jobs: how many run at once, until some have been seen to run.
     """
 
     def __init__(self, left: Mapping[str, str], predictions: Mapping[str, float] = {}, jobs: int = 1) -> None:
         self._left = dict(left)
         self._predictions, self._jobs = predictions, jobs
+        self._most_at_once = 0
         self._measured = _Measured()
         # sums, as there may be thousands of cells and the time left is asked for every moment
         self._predicted: dict[str, float] = defaultdict(float)
@@ -116,6 +141,10 @@ class TimeLeft:
             self._predicted_cells[method] += number
         else:
             self._other_cells[method] += number
+
+    def cells_run(self, number: int) -> None:
+        """Take note that so many run now: as many as ever did are expected to."""
+        self._most_at_once = max(self._most_at_once, number)
 
     def cell_ended(self, key: str) -> None:
         """Leave a cell out from now on."""
@@ -140,8 +169,13 @@ class TimeLeft:
         certain = [seconds for seconds in remaining if seconds is not None]
         if len(certain) < len(remaining):
             return None
-        at_once = max(1, min(self._jobs, len(self._left)))
+        at_once = max(1, min(self._most_at_once or self._jobs, len(self._left)))
         return max(sum(certain) / at_once, *certain[:-1], 0.0)
+
+    def seconds_of(self, key: str, running: Mapping[str, Headway]) -> float | None:
+        """Give how long one of the cells that run will take yet; None if that cannot be said."""
+        running = {key: headway for key, headway in running.items() if key in self._left}
+        return _remaining(running[key], self._expected(key, self._measured_by(running)))
 
     def _measured_by(self, running: Mapping[str, Headway]) -> _Measured:
         """Add what running cells tell of methods of which none has ended."""
@@ -287,7 +321,7 @@ class RunningCell(Listener):
 
     def __init__(self, config: RunConfig, name: str, tell: Callable[[RunningCell, Pace], None]) -> None:
         self.config, self.name, self._tell = config, name, tell
-        self.began = time.monotonic()
+        self.began = self.told = time.monotonic()
         self.doing = "starting"
         self.was_resumed = False
         self.round: int | None = None
@@ -305,6 +339,11 @@ class RunningCell(Listener):
     def share(self) -> float:
         """How much of its rounds is done."""
         return (self.round or 0) / self.config.rounds if self.config.rounds else 0.0
+
+    @property
+    def reached(self) -> Sequence[str]:
+        """Say how good it is by now, once that is known."""
+        return [] if self.accuracy is None else [f"accuracy {self.accuracy:.1%}"]
 
     @property
     def headway(self) -> Headway:
@@ -354,12 +393,12 @@ class RunningCell(Listener):
 
 
 class PlainProgress(Watcher):
-    """One line when the matrix starts, one for each cell that ends, a few for long work in a cell."""
+    """One line when the matrix starts, one for each cell that ends, a few for what takes long."""
 
     def __init__(self, console: Console, predictions: Mapping[str, float] = {}, jobs: int = 1) -> None:
         self.console = console
         self.predictions, self.jobs = predictions, jobs
-        self.total = 0
+        self.total = self.kept = 0
         self.running: dict[str, RunningCell] = {}
         self.ended: dict[str, str] = {}
         self._waited_for: set[str] = set()
@@ -377,8 +416,8 @@ class PlainProgress(Watcher):
         self.time_left = TimeLeft(
             {config.hash: config.method.name for config in left}, self.predictions, self.jobs
         )
-        self.total = len(left)
-        kept = f", {len(cells) - len(left)} kept from before" if len(left) < len(cells) else ""
+        self.total, self.kept = len(left), len(cells) - len(left)
+        kept = f", {self.kept} kept from before" if self.kept else ""
         stale = "".join(f", {count} to be replaced: {what}" for what, count in self._stale.items())
         self._write(f"{len(cells)} cell{'s' * (len(cells) > 1)}{kept}{stale}")
 
@@ -386,11 +425,26 @@ class PlainProgress(Watcher):
         """Start the cell's clock."""
         running = RunningCell(config, self.labels[config.hash], self._long_work)
         self.running[config.hash] = running
+        self.time_left.cells_run(len(self.running))
         return running
+
+    def tell_of_long_cells(self) -> None:
+        """Say where the cells are of which nothing was said for minutes."""
+        now, running = time.monotonic(), dict(self.running)
+        headways = {key: cell.headway for key, cell in running.items()}
+        for key, cell in running.items():
+            if now - cell.told >= SECONDS_A_CELLS_LINE:
+                cell.told = now
+                with self._counting:
+                    if key in self.ended:
+                        continue
+                    left = self.time_left.seconds_of(key, headways)
+                self._write(f"{cell.name}: {', '.join([cell.doing, *cell.reached, time_left_text(left)])}")
 
     def _long_work(self, cell: RunningCell, pace: Pace) -> None:
         """Say how many images have their features, if that takes a while."""
         if pace.due(SECONDS_A_LINE):
+            cell.told = time.monotonic()
             self._write(f"{cell.name}: {pace.phase.name}, {pace.done:,} of {pace.total:,} images, {pace}")
 
     def cell_ended(self, outcome: Outcome) -> None:
@@ -448,11 +502,15 @@ class LiveProgress(PlainProgress):
         rows = [_row(cell, self._short[cell.config.hash]) for cell in running[:ROWS]]
         more = [Text(f"and {len(running) - ROWS} more")] if len(running) > ROWS else []
         return Group(
-            cells_bar(len(self.ended), self.total, width),
+            cells_bar(self.kept + self._with_result, self.kept + self.total, width),
             facts_text(self._facts(), width),
             table(rows, width),
             *more,
         )
+
+    @property
+    def _with_result(self) -> int:
+        return sum(status in ("ran", "kept") for status in list(self.ended.values()))
 
     def _facts(self) -> Iterator[str]:
         done, running = len(self.ended), list(self.running.values())

@@ -11,15 +11,17 @@ from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from bench import cluster, store
 from bench.cluster import RayCluster
 from bench.config import RunConfig
 from bench.definition import definition_of
-from bench.execute import CellOptions, Job, Watcher, run_matrix
+from bench.execute import CellOptions, Job, Watcher, read_failure, run_matrix
 from bench.locks import is_held, lock_of
 from bench.placement import Prediction
 from bench.progress_file import read_progress
@@ -215,11 +217,11 @@ def test_an_address_that_swallows_what_is_sent_is_given_up(tmp_path, monkeypatch
 
 
 def test_what_answers_and_is_no_ray_is_refused_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "SECONDS_TO_JOIN", 2.0)
+    monkeypatch.setattr(cluster, "SECONDS_TO_JOIN", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(
-            BadInput, match=f"^--ray-address: what answers at {address} let nobody in within 2 s; "
+            BadInput, match=f"^--ray-address: what answers at {address} let nobody in within 1 s; "
         ):
             on_ray([cell()], tmp_path, executor=RayCluster(address))
 
@@ -244,6 +246,63 @@ def test_without_ray_one_line_says_how_to_get_it(tmp_path, monkeypatch):
 # In a cluster from here on.
 
 
+def test_where_nodes_do_not_see_the_results_they_come_back_whole(plain, joined, elsewhere, tmp_path):
+    outcomes = on_ray(CELLS, tmp_path)
+    assert numbers(outcomes) == numbers(plain)
+    for here, there in zip(sorted(o.path for o in plain), sorted(o.path for o in outcomes), strict=True):
+        assert {file.name for file in there.parent.iterdir()} == {file.name for file in here.parent.iterdir()}
+    assert not list(Path(os.environ["FLORA_BENCH_CACHE"]).glob("cells/*"))
+
+
+def test_what_a_cell_that_failed_elsewhere_has_left_comes_back_too(joined, elsewhere, tmp_path):
+    wild = cell(method="full_finetune", optimizer={"name": "sgd", "lr": 1e38}, local_steps=3)
+    (failed,) = on_ray([wild], tmp_path)
+    assert (failed.status, failed.cause) == ("failed", "error")
+    assert failed.reason.endswith(f"(traceback in {failed.path.with_name('error.txt')})")
+    assert "DivergedError" in failed.path.with_name("error.txt").read_text()
+    noted = json.loads(failed.path.with_name("failure.json").read_text())
+    assert failed.reason == f"{noted['reason']} (traceback in {failed.path.with_name('error.txt')})"
+    assert not is_held(failed.path.parent)
+
+
+def test_a_cell_that_takes_too_long_is_given_up(joined, tmp_path):
+    executor = RayCluster(timeout_seconds=2)
+    (failed,) = on_ray([cell(method="full_finetune", rounds=LONG)], tmp_path, executor=executor)
+    assert (failed.status, failed.cause) == ("failed", "timeout")
+    assert failed.reason.startswith("it took longer than 2 s and was stopped")
+
+
+def test_a_cell_that_ran_out_of_memory_is_tried_again_with_one_client_at_a_time(joined, tmp_path):
+    config = cell(rounds=LONG, batch_size=3)
+
+    def kill_cell():
+        psutil.Process(read_progress(job_of(config, tmp_path).folder)["pid"]).kill()
+
+    killer = Notes("flora", 1, kill_cell)
+    (outcome,) = on_ray([config], tmp_path, killer)
+    assert killer.started == [config, config]
+    assert (outcome.status, outcome.cause) == ("failed", "memory")
+    assert outcome.reason.startswith("its process was ended by SIGKILL")
+
+
+def test_a_node_with_other_code_or_without_the_images_runs_nothing(joined, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster.platform, "node", lambda: "elsewhere")
+    changed = replace(definition_of(cell()), method="0" * 12)
+    jobs = [
+        job_of(cell(3), tmp_path),
+        job_of(cell(), tmp_path, changed),
+        job_of(cell(task="fgvc_aircraft"), tmp_path, changed),
+    ]
+    found = {o.config.hash: o for o in RayCluster(workers=1).run(jobs, Watcher())}
+    same, other, without = (found[job.config.hash] for job in jobs)
+    assert [same.status, other.status, without.status] == ["ran", "refused", "refused"], same.reason
+    assert "method flora changed; have the same flora-bench, images and weights on every node" in other.reason
+    assert os.environ["FLORA_BENCH_DATA"] in without.reason  # so the environment is that of this process
+
+
+# What ends a Ray worker comes last: to start another takes seconds.
+
+
 def test_a_killed_worker_loses_no_finished_result_and_its_cell_goes_on(plain, joined, tmp_path, capsys):
     long = cell(method="full_finetune", rounds=16)
     first = on_ray(CELLS[:1], tmp_path)[0]
@@ -261,55 +320,6 @@ def test_a_killed_worker_loses_no_finished_result_and_its_cell_goes_on(plain, jo
     assert numbers([o for o in outcomes if o.path == path]) == numbers(run_matrix([long], tmp_path / "plain"))
     assert not (path.parent / ".lock").exists()
     assert capsys.readouterr().out == ""  # Ray has a lot to say of a death
-
-
-def test_a_cell_whose_worker_dies_every_time_fails_and_the_others_go_on(joined, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "TIMES_TRIED", 1)
-    long = cell(method="full_finetune", rounds=LONG)
-    killer = Notes("full_finetune", 1, lambda: kill_worker(job_of(long, tmp_path).folder))
-    failed, ran = sorted(on_ray([long, CELLS[3]], tmp_path, killer), key=lambda outcome: outcome.status)
-    assert (ran.status, failed.status, failed.cause) == ("ran", "failed", "crash")
-    assert failed.reason.startswith("its Ray task died 1 times: WorkerCrashedError: ")
-    noted = json.loads(failed.path.with_name("failure.json").read_text())
-    assert noted["reason"] == failed.reason
-
-
-def test_a_cell_that_ran_out_of_memory_is_tried_again_with_one_client_at_a_time(joined, tmp_path):
-    config = cell(rounds=LONG, batch_size=3)
-
-    def kill_cell():
-        psutil.Process(read_progress(job_of(config, tmp_path).folder)["pid"]).kill()
-
-    killer = Notes("flora", 1, kill_cell)
-    (outcome,) = on_ray([config], tmp_path, killer)
-    assert killer.started == [config, config]
-    assert (outcome.status, outcome.cause) == ("failed", "memory")
-    assert outcome.reason.startswith("its process was ended by SIGKILL")
-
-
-def test_where_nodes_do_not_see_the_results_they_come_back_whole(plain, joined, elsewhere, tmp_path):
-    outcomes = on_ray(CELLS, tmp_path)
-    assert numbers(outcomes) == numbers(plain)
-    for here, there in zip(sorted(o.path for o in plain), sorted(o.path for o in outcomes), strict=True):
-        assert {file.name for file in there.parent.iterdir()} == {file.name for file in here.parent.iterdir()}
-    assert not list(Path(os.environ["FLORA_BENCH_CACHE"]).glob("cells/*"))
-
-
-def test_what_a_cell_that_failed_elsewhere_has_left_comes_back_too(joined, elsewhere, tmp_path):
-    wild = cell(method="full_finetune", optimizer={"name": "sgd", "lr": 1e38}, local_steps=3)
-    (failed,) = on_ray([wild], tmp_path)
-    assert (failed.status, failed.cause) == ("failed", "error")
-    assert failed.reason.endswith(f"(traceback in {failed.path.with_name('error.txt')})")
-    assert "DivergedError" in failed.path.with_name("error.txt").read_text()
-    assert json.loads(failed.path.with_name("failure.json").read_text())["reason"] == failed.reason
-    assert not is_held(failed.path.parent)
-
-
-def test_a_file_that_would_lie_outside_of_the_cells_folder_is_refused(tmp_path):
-    for name in ("../other/run.json", "/etc/passwd", "checkpoints/../../x"):
-        with pytest.raises(OSError, match="a node sent a file named"):
-            cluster._put(job_of(cell(), tmp_path), {name: b""}, complete=False)
-    assert not any(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -345,28 +355,6 @@ def wait_until(true):
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
-
-
-def test_a_cell_that_takes_too_long_is_given_up(joined, tmp_path):
-    executor = RayCluster(timeout_seconds=2)
-    (failed,) = on_ray([cell(method="full_finetune", rounds=LONG)], tmp_path, executor=executor)
-    assert (failed.status, failed.cause) == ("failed", "timeout")
-    assert failed.reason.startswith("it took longer than 2 s and was stopped")
-
-
-def test_a_node_with_other_code_or_without_the_images_runs_nothing(joined, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster.platform, "node", lambda: "elsewhere")
-    changed = replace(definition_of(cell()), method="0" * 12)
-    jobs = [
-        job_of(cell(3), tmp_path),
-        job_of(cell(), tmp_path, changed),
-        job_of(cell(task="fgvc_aircraft"), tmp_path, changed),
-    ]
-    found = {o.config.hash: o for o in RayCluster(workers=1).run(jobs, Watcher())}
-    same, other, without = (found[job.config.hash] for job in jobs)
-    assert [same.status, other.status, without.status] == ["ran", "refused", "refused"], same.reason
-    assert "method flora changed; have the same flora-bench, images and weights on every node" in other.reason
-    assert os.environ["FLORA_BENCH_DATA"] in without.reason  # so the environment is that of this process
 
 
 SCRIPT = """
@@ -408,7 +396,8 @@ class Nodes:
 
 def request_of(config, nodes, results, **options):
     job = job_of(cell(), results)
-    return RayCluster("10.0.0.1:6379", **options)._requests(nodes)(replace(job, config=config))
+    executor = RayCluster("10.0.0.1:6379", **options)
+    return executor._requests(nodes, executor._workers)(replace(job, config=config))
 
 
 def test_a_task_asks_for_its_share_and_never_for_more_than_a_node_has(tmp_path):
@@ -416,21 +405,127 @@ def test_a_task_asks_for_its_share_and_never_for_more_than_a_node_has(tmp_path):
     foretold = {"predictions": lambda _: Prediction(1.0, 10**12)}
     gpu = cell().model_copy(update={"device": "cuda:1"})
     threads = cell(compute={"threads": 3})
-    assert request_of(cell(), two, tmp_path) == {"num_cpus": 1, "num_gpus": 0, "memory": 0}
-    assert request_of(cell(), two, tmp_path, workers=3) == {"num_cpus": 8, "num_gpus": 0, "memory": 0}
+    plain = {"num_gpus": 0, "memory": cluster.PROCESS_BYTES}
+    assert request_of(cell(), two, tmp_path) == {"num_cpus": 1, **plain}
+    assert request_of(cell(), two, tmp_path, workers=3) == {"num_cpus": 8, **plain}
     assert request_of(cell(), two, tmp_path, workers=1)["num_cpus"] == 16
     assert request_of(cell(), two, tmp_path, workers=100)["num_cpus"] == 1
     assert request_of(threads, two, tmp_path, workers=1)["num_cpus"] == 3
     assert request_of(cell(), two, tmp_path, **foretold)["memory"] == 4 * 10**9
+    some = {"predictions": lambda _: Prediction(1.0, 10**9)}
+    assert request_of(cell(), two, tmp_path, **some)["memory"] == 10**9 + cluster.PROCESS_BYTES
     assert request_of(gpu, two, tmp_path, **foretold) == {"num_cpus": 8, "num_gpus": 1, "memory": 0}
     with pytest.raises(BadInput, match="no node of the Ray cluster has a GPU"):
         request_of(gpu, Nodes({"CPU": 8.0}), tmp_path)
+    with pytest.raises(BadInput, match="no node of the Ray cluster has a GPU and a core for it"):
+        request_of(gpu, Nodes({"CPU": 8.0}, {"GPU": 1.0}), tmp_path)
+    for coreless in (Nodes({"memory": 1e9}), Nodes({"CPU": 0.0}), Nodes({"CPU": 0.5}), Nodes()):
+        with pytest.raises(BadInput, match=r"^device: no node of the Ray cluster has a core; "):
+            request_of(cell(), coreless, tmp_path)
 
 
 def test_a_cell_for_a_gpu_on_a_cluster_without_is_refused_and_never_waits(joined, tmp_path):
     gpu = replace(job_of(cell(), tmp_path), config=cell().model_copy(update={"device": "cuda"}))
     (outcome,) = RayCluster().run([gpu], Watcher())
     assert (outcome.status, outcome.reason[:7]) == ("refused", "device:")
+
+
+class Silent:
+    """Stands for Ray on a cluster whose tasks never begin."""
+
+    def __init__(self):
+        self.asked, self.cancelled = [], []
+
+    def remote(self, **options):
+        return lambda body: self
+
+    def options(self, **options):
+        self.asked.append(options["num_cpus"])
+        return SimpleNamespace(remote=lambda asked: len(self.asked))
+
+    def wait(self, streams, num_returns, timeout):
+        return [], streams
+
+    def cancel(self, stream, force):
+        self.cancelled.append(stream)
+
+
+def test_what_waits_for_nodes_that_are_gone_is_asked_for_anew_and_refused_in_the_end(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(cluster, "SECONDS_WITHOUT_A_CELL", 0.0)
+    silent, notes, cores = Silent(), Notes(), iter([16, 16, 8, 8, 8])
+
+    def request(job):
+        if left := next(cores, None):
+            return {"num_cpus": left, "num_gpus": 0, "memory": 0}
+        raise BadInput("device: no node of the Ray cluster has a core")
+
+    submission = cluster._Submission(silent, notes, request, "", None, None)
+    (outcome,) = submission.run([job_of(cell(), tmp_path)], None)
+    assert (outcome.status, outcome.reason[:7]) == ("refused", "device:")
+    assert (silent.asked, silent.cancelled) == ([16, 8], [1, 2])
+    assert notes.ended == [outcome]
+    assert [record.message[:36] for record in caplog.records] == ["no cell runs: waiting for room on th"]
+
+
+def test_a_cell_whose_worker_dies_every_time_fails(tmp_path):
+    class WorkerCrashedError(Exception):
+        pass
+
+    silent, notes, job = Silent(), Notes(), job_of(cell(), tmp_path)
+    request = {"num_cpus": 1, "num_gpus": 0, "memory": 0}
+    submission = cluster._Submission(silent, notes, lambda job: request, "", None, None)
+    list(submission._submitted(job))
+    assert list(submission._died(submission._tasks[0], WorkerCrashedError("gone"))) == []
+    (outcome,) = submission._died(submission._tasks[0], WorkerCrashedError("gone"))
+    assert (outcome.status, outcome.cause) == ("failed", "crash")
+    assert outcome.reason == "its Ray task died 2 times: WorkerCrashedError: gone"
+    assert read_failure(job.folder)["reason"] == outcome.reason
+    assert (notes.ended, submission._tasks) == ([outcome], [])
+
+
+def test_what_ran_out_of_memory_with_its_worker_is_tried_again_with_one_client_at_a_time(tmp_path):
+    class OutOfMemoryError(Exception):
+        pass
+
+    silent = Silent()
+    request = {"num_cpus": 1, "num_gpus": 0, "memory": 0}
+    submission = cluster._Submission(silent, Notes(), lambda job: request, "", None, None)
+    list(submission._submitted(job_of(cell(), tmp_path)))
+    assert list(submission._died(submission._tasks[0], OutOfMemoryError("planted"))) == []
+    assert [(task.job.options.one_by_one, task.tried) for task in submission._tasks] == [(True, 2)]
+    (outcome,) = submission._died(submission._tasks[0], OutOfMemoryError("planted"))
+    assert (outcome.status, outcome.cause) == ("failed", "memory")
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_is_in_use_is_not(tmp_path, monkeypatch):
+    job, old = job_of(cell(), tmp_path), time.time() - 2 * cluster.SECONDS_UNTIL_OLD
+    folders = [tmp_path / f"{cluster.FOLDER_PREFIX}{name}" for name in ("old", "new", "used")]
+    tokens = [tmp_path / f".seen-{name}" for name in ("old", "new", "used")]
+    for path in folders:
+        path.mkdir()
+    for path in tokens:
+        path.touch()
+    with lock_of(folders[2]).acquire(timeout=0), FileLock(tokens[2]):
+        for path in (folders[0], folders[2], tokens[0], tokens[2]):
+            os.utime(path, (old, old))
+        cluster._remove_old_folders(tmp_path)
+        with cluster._token([job]) as name:
+            assert (tmp_path / name).is_file()
+            os.utime(tmp_path / name, (old, old))
+            with cluster._token([job]):  # such as another process's
+                assert (tmp_path / name).is_file()
+        assert [path.exists() for path in folders] == [False, True, True]
+        assert [path.exists() for path in tokens] == [False, True, True]
+        assert not (tmp_path / name).exists()
+
+
+def test_a_file_that_would_lie_outside_of_the_cells_folder_is_refused(tmp_path):
+    for name in ("../other/run.json", "/etc/passwd", "checkpoints/../../x"):
+        with pytest.raises(OSError, match="a node sent a file named"):
+            cluster._put(job_of(cell(), tmp_path), {name: b""}, complete=False)
+    assert not any(tmp_path.rglob("*.json"))
 
 
 def test_a_job_for_elsewhere_has_whole_paths_and_leaves_the_gpu_to_ray(tmp_path, monkeypatch):

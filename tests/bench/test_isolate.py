@@ -7,14 +7,17 @@ import signal
 from multiprocessing import forkserver
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 import bench.workers
 from bench import isolate, store
 from bench.config import RunConfig
-from bench.definition import Definition
-from bench.execute import CellOptions, Job, Outcome, Watcher, run_matrix
+from bench.definition import Definition, definition_of
+from bench.execute import CellOptions, Job, Outcome, Watcher, read_failure, run_matrix
+from bench.locks import is_held, locked
+from flora.errors import BadInput
 from flora.events import Listener
 
 pytestmark = pytest.mark.skipif(
@@ -44,9 +47,16 @@ def cell(seed=0, **fields):
 
 
 def process_of(config, results, listener=None, options=None, **more):
+    return isolate.CellProcess(job_of(config, results, **options or {}), listener or Listener(), **more)
+
+
+def job_of(config, results, **options):
     path = store.run_path(results, config.model_dump(mode="json"), config.hash)
-    job = Job(config, path, DEFINITION, CellOptions(**options or {}))
-    return isolate.CellProcess(job, listener or Listener(), **more)
+    try:
+        definition = definition_of(config)
+    except BadInput:  # it is to be refused in its process
+        definition = DEFINITION
+    return Job(config, path, definition, CellOptions(**options))
 
 
 def followed(process):
@@ -189,8 +199,9 @@ def test_a_process_that_is_killed_fails_its_cell_alone(tmp_path, number, reason,
     outcome = followed(process)
     assert (outcome.status, outcome.cause, outcome.summary) == ("failed", cause, {})
     assert outcome.reason == reason.format(file)
-    kept = json.loads(outcome.path.with_name("failure.json").read_text())
-    assert (kept["reason"], kept["cause"]) == (outcome.reason, cause)
+    noted = read_failure(outcome.path.parent)
+    assert (noted["reason"], noted["cause"]) == (reason.removesuffix(" (traceback in {})"), cause)
+    assert noted["traceback"] == ("error.txt" if cause == "crash" else None)
     assert file.exists() == (cause == "crash")
     if cause == "crash":  # it says where the process was
         assert "bench/cell.py" in file.read_text()
@@ -204,6 +215,63 @@ def test_a_cell_that_takes_too_long_is_stopped(tmp_path):
     assert (outcome.status, outcome.cause) == ("failed", "timeout")
     assert outcome.reason.startswith("it took longer than 1 s and was stopped")
     assert cells_alive() == []
+
+
+@pytest.mark.parametrize("days", [500, 99999999999999])
+def test_no_time_is_too_long_to_wait(tmp_path, days):
+    assert isolated(cell(), tmp_path, timeout_seconds=days * 86400.0).status == "ran"
+
+
+def test_a_cell_that_another_process_is_on_is_left_to_it_before_anything_is_trained(tmp_path, monkeypatch):
+    job = job_of(cell(), tmp_path)
+    job.folder.mkdir(parents=True)
+    asked = {"job": job.to_dict(), **isolate._process_state({}, None)}
+    with locked(job.folder):
+        monkeypatch.setattr(isolate, "warm_up", None)
+        assert isolate._run(asked, Listener())["status"] == "busy"
+        assert isolated(job.config, tmp_path).status == "busy"
+    assert isolated(job.config, tmp_path).status == "ran"
+
+
+def test_a_cell_whose_server_died_is_begun_once_more(tmp_path):
+    config = cell(method="full_finetune", rounds=60)
+    servers, cells = [], []
+
+    def kill_server():
+        if len(cells) == 1:
+            return
+        cells.append(process.process.pid)
+        servers.append(forkserver._forkserver._forkserver_pid)
+        os.kill(servers[0], signal.SIGKILL)
+
+    process = process_of(config, tmp_path, AtTheFirstRound(kill_server))
+    assert followed(process).status == "ran"
+    assert process.process.pid != cells[0]
+    assert has_ended(cells[0])
+    assert forkserver._forkserver._forkserver_pid != servers[0]
+    assert not process.job.path.with_name("failure.json").exists()
+
+
+def has_ended(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # nobody may be there to ask what of it
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_cell_whose_servers_die_fails_in_words_and_one_that_is_held_has_not_failed(tmp_path, monkeypatch):
+    killer = AtTheFirstRound(lambda: os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL))
+    endless = cell(method="full_finetune", rounds=10**6)
+    process = process_of(endless, tmp_path, killer)
+    outcome = followed(process)
+    assert (outcome.status, outcome.cause) == ("failed", "crash")
+    assert outcome.reason == "the process that forks cells died; tried twice"
+    assert read_failure(process.job.folder)["reason"] == outcome.reason
+    assert not is_held(process.job.folder)
+    process.job.path.with_name("failure.json").unlink()
+    with locked(process.job.folder):
+        assert process._forsaken().status == "busy"
+    assert read_failure(process.job.folder) is None
 
 
 def test_a_cell_that_does_not_stop_is_stopped_by_force(tmp_path, monkeypatch):
@@ -232,6 +300,7 @@ def test_too_little_memory_before_the_cell_begins_is_lack_of_memory_too(tmp_path
     monkeypatch.setattr(isolate, "warm_up", full)
     config = cell()
     job = Job(config, tmp_path / "cell" / "run.json", DEFINITION)
+    assert not is_held(job.folder)
     before = isolate._process_state({}, None)
     told = isolate._run({"job": job.to_dict(), **before}, Listener())
     assert (told["status"], told["cause"]) == ("failed", "memory")

@@ -224,13 +224,17 @@ class Driver:
             raise self.NVMLError
         return "MIG-1"
 
-    def nvmlDeviceGetUUID(self, handle):
-        return handle.encode()  # as older versions give it
-
     def nvmlDeviceGetMemoryInfo(self, handle):
         if handle == "GPU-cc33":
             raise self.NVMLError
         return SimpleNamespace(total=80 * GIB, free=70 * GIB)
+
+    lost = ()
+
+    def nvmlDeviceGetUUID(self, handle):
+        if handle in self.lost:
+            raise self.NVMLError
+        return handle.encode()  # as older versions give it
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle):
         if handle == "GPU-bb22":
@@ -252,14 +256,95 @@ class Driver:
 )
 def test_the_gpus_are_those_that_the_caller_may_see(monkeypatch, visible, names):
     monkeypatch.setattr(placement, "library", Driver)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     monkeypatch.delenv(VISIBLE, raising=False)
     if visible is not None:
         monkeypatch.setenv(VISIBLE, visible)
     assert [found.name for found in visible_gpus()] == names
 
 
+def test_an_index_counts_as_cuda_does_unless_that_is_told_to_count_by_the_bus(monkeypatch):
+    monkeypatch.setattr(placement, "library", Driver)
+    monkeypatch.setattr(placement, "_uuids_of_cuda", lambda: ["bb22", "cc33", "aa11"])
+    monkeypatch.setenv(VISIBLE, "0,GPU-cc,2")
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert [found.name for found in visible_gpus()] == ["GPU-bb22", "GPU-cc33", "GPU-aa11"]
+    monkeypatch.delenv(VISIBLE)
+    assert [found.name for found in visible_gpus()] == ["GPU-bb22", "GPU-cc33", "GPU-aa11"]
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert [found.name for found in visible_gpus()] == ["GPU-aa11", "GPU-bb22", "GPU-cc33"]
+
+
+def test_cuda_is_asked_for_all_gpus_in_another_process_and_once(monkeypatch):
+    asked = []
+
+    def run(command, env, **options):
+        asked.append(env)
+        return SimpleNamespace(returncode=0, stdout="bb22\naa11\n")
+
+    monkeypatch.setenv(VISIBLE, "1")
+    monkeypatch.setattr(placement.subprocess, "run", run)
+    placement._uuids_of_cuda.cache_clear()
+    try:
+        assert [list(placement._uuids_of_cuda()) for _ in range(2)] == [["bb22", "aa11"]] * 2
+    finally:
+        placement._uuids_of_cuda.cache_clear()
+    assert len(asked) == 1
+    assert VISIBLE not in asked[0]
+
+
+def test_a_gpu_that_is_lost_takes_no_cell_and_the_others_keep_their_names_and_places(monkeypatch):
+    driver = Driver()
+    monkeypatch.setattr(placement, "library", lambda: driver)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.delenv(VISIBLE, raising=False)
+    gpus = placement.Gpus()
+    names = [found.name for found in gpus.now()]
+    driver.lost = ("GPU-aa11",)
+    now = gpus.now()
+    assert [(found.name, found.lost) for found in now] == list(zip(names, [True, False, False], strict=True))
+    assert chosen([wish(9)], now) == (0, "GPU-bb22")
+    assert chosen([Wish()], now, [Placed("GPU-bb22", GIB), Placed("GPU-cc33", GIB)]) is None
+    assert chosen([Wish(index=1)], now) == (0, "GPU-bb22")
+    driver.lost = ()
+    assert [found.lost for found in gpus.now()] == [False] * 3
+
+
+def test_a_driver_that_falls_silent_changes_no_names(monkeypatch):
+    driver = Driver()
+    monkeypatch.setattr(placement, "library", lambda: driver)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.delenv(VISIBLE, raising=False)
+    gpus = placement.Gpus()
+    names = [found.name for found in gpus.now()]
+
+    def silent():
+        raise driver.NVMLError
+
+    monkeypatch.setattr(driver, "nvmlDeviceGetCount", silent)
+    assert gpus.now() == [Gpu(name) for name in names]
+    assert chosen([wish(9)], gpus.now(), [Placed(name, GIB) for name in names]) is None
+
+
+def test_a_handle_that_cannot_be_had_is_passed_over(monkeypatch):
+    class Missing(Driver):
+        def nvmlDeviceGetHandleByIndex(self, index):
+            if index == 1:
+                raise self.NVMLError
+            return super().nvmlDeviceGetHandleByIndex(index)
+
+    monkeypatch.setattr(placement, "library", Missing)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.delenv(VISIBLE, raising=False)
+    assert [found.name for found in visible_gpus()] == ["GPU-aa11", "GPU-cc33"]
+    monkeypatch.setenv(VISIBLE, "2,GPU-cc,0")
+    assert [found.name for found in visible_gpus()] == ["GPU-cc33", "GPU-cc33", "GPU-aa11"]
+
+
 def test_what_the_driver_does_not_tell_is_left_out(monkeypatch):
     monkeypatch.setattr(placement, "library", Driver)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     monkeypatch.delenv(VISIBLE, raising=False)
     assert visible_gpus() == [
         Gpu("GPU-aa11", 80 * GIB, 70 * GIB, {7: GIB}),

@@ -1,7 +1,9 @@
 """How a matrix gets on: plain lines, the live view at several widths, and the time left in closed forms."""
 
 import io
+import threading
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -181,6 +183,39 @@ def test_what_a_resumed_cell_took_is_no_measure_of_the_others(now):
     assert "time left unknown" in stream.getvalue()
 
 
+def test_off_a_terminal_a_cell_says_every_five_minutes_where_it_is(now):
+    stream = io.StringIO()
+    watcher = PlainProgress(Console(file=stream))
+    cells = [cell(seed=0, rounds=100), cell(seed=1)]
+    watcher.matrix_started(cells, cells)
+    first = watcher.cell_started(cells[0])
+    for second in range(0, 901, 10):
+        now[0] = float(second)
+        first.round_ended(RoundRecord(second // 10, 0.125))
+        watcher.tell_of_long_cells()
+        if second == 500:
+            watcher.cell_started(cells[1])
+    assert stream.getvalue().splitlines()[1:] == [
+        f"{NAME}: round 30/100, accuracy 12.5%, about 0:11:40 left",
+        f"{NAME}: round 60/100, accuracy 12.5%, about 0:06:40 left",
+        "digits · flora · iid · seed 1: starting, about 0:16:40 left",
+        f"{NAME}: round 90/100, accuracy 12.5%, about 0:01:40 left",
+    ]
+
+
+def test_who_looks_after_long_cells_is_there_for_as_long_as_the_matrix_runs(monkeypatch):
+    monkeypatch.setattr("bench.cli.progress.SECONDS_BETWEEN_LOOKS", 0.001)
+    monkeypatch.setattr("bench.cli.progress.SECONDS_A_CELLS_LINE", 0.0)
+    told, before = Event(), threading.active_count()
+    stream = io.StringIO()
+    with progress(stream) as watcher:
+        watcher.matrix_started([cell()], [cell()])
+        monkeypatch.setattr(watcher, "_write", lambda line: told.set())
+        watcher.cell_started(cell())
+        assert told.wait(60)
+    assert threading.active_count() == before
+
+
 # --- the live view -------------------------------------------------------------------------------------
 
 
@@ -214,7 +249,7 @@ def test_the_live_view_shows_cells_rounds_accuracy_and_time_left(now):
         third.round_ended(RoundRecord(number, 0.5))
     third.phase_started(Phase("train", 4, 0))  # too many to show
     bar, facts, *rows = drawn(watcher)
-    assert bar.endswith("2/4 cells")
+    assert bar.endswith("1/4 cells")  # one failed
     assert facts.startswith("2 running · 1 failed · 0 waiting · 0:00:34 so far, about 0:00:")
     assert " · 3.53 cells/min · 1 rounds/s · memory " in facts
     assert facts.endswith(" GB")
@@ -224,6 +259,17 @@ def test_the_live_view_shows_cells_rounds_accuracy_and_time_left(now):
     ]
     assert first is not second
     assert "[1/4] digits · flora · iid · seed 0: accuracy 75.0%" in watcher.console.file.getvalue()
+
+
+def test_the_bar_counts_the_cells_that_have_a_result_and_no_others(now):
+    watcher = live()
+    cells = [cell(seed=seed) for seed in range(6)]
+    watcher.matrix_started(cells, cells[2:])
+    assert drawn(watcher)[0].endswith("2/6 cells")
+    for config, status in zip(cells[2:], ("ran", "kept", "failed", "refused"), strict=True):
+        watcher.cell_ended(outcome(config, status, "" if status in ("ran", "kept") else "boom"))
+    assert drawn(watcher)[0].endswith("4/6 cells")
+    assert " 2 failed · 0 waiting · " in drawn(watcher)[1]
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 100, 160])
@@ -399,6 +445,26 @@ def test_cells_that_run_at_once_share_the_time_and_the_longest_takes_its_own():
     left.cell_ended("a")
     left.cell_ended("a")
     assert left.seconds() == 0
+
+
+def test_as_many_cells_share_the_time_as_ever_ran_at_once_and_the_number_of_jobs_only_before():
+    left = TimeLeft(dict.fromkeys("abcdef", "flora"), dict.fromkeys("abcdef", 10.0), jobs=6)
+    assert left.seconds() == 10
+    for number in (1, 3, 2):
+        left.cells_run(number)
+    assert left.seconds() == 20
+
+
+def test_cells_that_a_cluster_runs_at_once_share_the_time_though_nobody_said_how_many(now):
+    stream = io.StringIO()
+    cells = [cell(seed=seed) for seed in range(6)]
+    with progress(stream, {config.hash: 10.0 for config in cells}) as watcher:
+        watcher.matrix_started(cells, cells)
+        for config in cells[:3]:
+            watcher.cell_started(config)
+        now[0] = 10.0
+        watcher.cell_ended(outcome(cells[0]))
+    assert stream.getvalue().splitlines()[1].endswith("(10.0 s, about 0:00:17 left)")
 
 
 def test_the_more_rounds_a_cell_has_timed_the_more_its_own_pace_counts():

@@ -1,5 +1,6 @@
 """Several cells at once: the numbers of one after another, and a cell's end that is no other cell's."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,11 +11,12 @@ import sys
 import psutil
 import pytest
 
+import bench.placement
 import bench.workers
 from bench import isolate, store
 from bench.config import RunConfig
 from bench.definition import Definition
-from bench.execute import CellOptions, Job, Outcome, Watcher, run_matrix
+from bench.execute import CellOptions, Job, Outcome, Watcher, failed, read_failure, run_matrix
 from bench.perf.apart import with_suite_on_path
 from bench.placement import VISIBLE, Gpu, Prediction
 from bench.workers import Workers
@@ -102,7 +104,7 @@ def test_two_at_a_time_come_to_what_one_after_another_does(tmp_path):
 
 
 def test_another_process_at_a_cell_is_waited_for_and_the_others_run_meanwhile(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.execute.SECONDS_BETWEEN_TRIES", 0.1)
+    monkeypatch.setattr("bench.execute.SECONDS_BETWEEN_LOOKS", 0.1)
     taken, free = cell(0), cell(1)
     path = store.run_path(tmp_path, taken.model_dump(mode="json"), taken.hash)
     path.parent.mkdir(parents=True)
@@ -333,8 +335,75 @@ def test_the_heaviest_starts_first_and_one_worker_keeps_the_order(tmp_path, plan
 def test_no_core_has_more_than_two_threads(tmp_path, planted, monkeypatch, count, cores, own, threads):
     monkeypatch.setattr(bench.workers, "usable_cores", lambda: list(range(cores)))
     monkeypatch.setattr("torch.get_num_threads", lambda: own)
-    list(Workers(count).run(jobs_of([cell()], tmp_path), Watcher()))
-    assert planted.made[0].given["threads"] == threads
+    list(Workers(count).run(jobs_of([cell(seed) for seed in range(count)], tmp_path), Watcher()))
+    assert {made.given["threads"] for made in planted.made} == {threads}
+
+
+def test_the_cores_are_divided_among_the_cells_there_are(tmp_path, planted, monkeypatch):
+    monkeypatch.setattr(bench.workers, "usable_cores", lambda: list(range(8)))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    list(Workers(100).run(jobs_of([cell(0), cell(1)], tmp_path), Watcher()))
+    list(Workers(100).run(jobs_of([cell(0)], tmp_path), Watcher()))
+    assert [made.given["threads"] for made in planted.made] == [8, 8, None]
+    assert list(Workers(100).run([], Watcher())) == []
+
+
+# --- no room for another process ------------------------------------------------------------------------
+
+
+def refuse_to_start(planted, monkeypatch, refuses):
+    def start(self, started=planted.start):
+        if refuses(self):
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        started(self)
+
+    monkeypatch.setattr(planted, "start", start)
+
+
+def test_where_another_process_cannot_be_started_fewer_run_at_once(tmp_path, planted, monkeypatch):
+    refuse_to_start(planted, monkeypatch, lambda process: len(planted.running) >= 2)
+    notes = Notes()
+    outcomes = list(Workers(4).run(jobs_of([cell(seed) for seed in range(6)], tmp_path), notes))
+    assert [outcome.status for outcome in outcomes] == ["ran"] * 6
+    assert len(planted.made) == 7  # it was tried once only to start a third
+    assert sorted(notes.ended) == sorted(cell(seed).hash for seed in range(6))
+
+
+def test_a_cell_whose_process_cannot_be_started_at_all_fails_alone(tmp_path, planted, monkeypatch):
+    refuse_to_start(planted, monkeypatch, lambda process: process.job.config.seed.split == 1)
+    notes = Notes()
+    jobs = jobs_of([cell(seed) for seed in range(3)], tmp_path)
+    outcomes = {x.config.seed.split: x for x in Workers(2).run(jobs, notes)}
+    assert [outcomes[seed].status for seed in range(3)] == ["ran", "failed", "ran"]
+    assert outcomes[1].reason == "its process cannot be started: Resource temporarily unavailable"
+    assert read_failure(jobs[1].folder)["reason"] == outcomes[1].reason
+    assert len(notes.ended) == 3
+
+
+def test_a_server_that_ends_is_waited_for_and_another_forks(tmp_path, monkeypatch):
+    start, refused = isolate._CONTEXT.Process.start, []
+
+    def refuse_twice(process):
+        if process.name == NAME and len(refused) < 2:
+            refused.append(process)
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        start(process)
+
+    monkeypatch.setattr(isolate._CONTEXT.Process, "start", refuse_twice)
+    (outcome,) = run_matrix([cell()], tmp_path, executor=Workers(1))
+    assert (outcome.status, len(refused)) == ("ran", 2)
+
+
+@pytest.mark.parametrize("error", [EOFError("unexpected EOF"), OSError(errno.EAGAIN, "planted")])
+def test_a_fork_that_fails_is_told_as_the_systems_error_and_leaves_nothing(tmp_path, monkeypatch, error):
+    def fork(process):
+        raise error
+
+    monkeypatch.setattr(type(isolate._CONTEXT.Process()), "_Popen", staticmethod(fork))
+    monkeypatch.setattr(isolate, "wait_for_server", lambda: None)
+    (outcome,) = Workers(1).run(jobs_of([cell()], tmp_path), Watcher())
+    assert outcome.status == "failed"
+    assert outcome.reason.startswith("its process cannot be started: ")
 
 
 LACK = {"status": "failed", "cause": "memory", "reason": "planted"}
@@ -364,6 +433,19 @@ def test_what_had_too_little_memory_is_tried_again_where_that_can_help(
     assert [outcomes[seed].status for seed in (1, 2)] == ["ran", "ran"]
 
 
+def test_a_reason_is_written_down_without_the_path_of_its_cell(tmp_path, planted, monkeypatch):
+    def ended(self):
+        planted.running.remove(self)
+        return failed(self.job, "planted", "memory", note=f"(traceback in {self.job.folder / 'error.txt'})")
+
+    monkeypatch.setattr(planted, "ended", ended)
+    (job,) = jobs_of([cell()], tmp_path)
+    (outcome,) = Workers(1).run([job], Watcher())
+    bare = "planted; tried twice, the second time with one client trained at a time"
+    assert outcome.reason == f"{bare} (traceback in {job.folder / 'error.txt'})"
+    assert read_failure(job.folder)["reason"] == bare
+
+
 def test_what_had_enough_memory_the_second_time_has_not_failed(tmp_path, planted):
     planted.planted[0] = [LACK]
     (outcome,) = Workers(1).run(jobs_of([cell(0)], tmp_path), Watcher())
@@ -378,7 +460,7 @@ def test_what_trained_clients_one_by_one_already_is_not_tried_again(tmp_path, pl
 
 def test_cells_get_gpus_and_their_results_do_not_say_which(tmp_path, planted, monkeypatch):
     gpus = [Gpu("GPU-a", 80 * 2**30, 8 * 2**30), Gpu("GPU-b", 80 * 2**30, 80 * 2**30)]
-    monkeypatch.setattr(bench.workers, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(bench.placement, "visible_gpus", lambda: gpus)
     cells = [cell(seed, clients_per_batch=1) for seed in range(4)]
     devices = ["cuda", "cuda", "cuda:0", "cpu"]
     cells = [x.model_copy(update={"device": y}) for x, y in zip(cells, devices, strict=True)]
