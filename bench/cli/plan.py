@@ -69,6 +69,7 @@ def plan(
     states: Annotated[
         bool, typer.Option("--states", help="Say where the cells stand alone, and predict nothing.")
     ] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Of the matrix as `run --smoke` has it.")] = False,
     save: Annotated[
         bool, typer.Option("--save", help="Predict all cells, and keep it beside their results.")
     ] = False,
@@ -79,12 +80,14 @@ def plan(
 ) -> None:
     """Say where the cells of a matrix stand and what those left will take, and run nothing."""
     from bench.matrix import Matrix
+    from bench.matrix import smoke as scaled_down
 
     if results.exists() and not results.is_dir():
         raise BadInput(f"--results: {str(results)!r} is a file; name a folder, there or yet to be made")
     if states and save:
         raise BadInput("--save: has nothing to keep with --states; leave one of them out")
     cells = confirmed(Matrix.read(source, overrides or []), yes).cells()
+    cells = scaled_down(cells) if smoke else cells
     groups = _standing(cells, results)
     planned = groups if states else _predicted(groups, results, save, no_time, calibrate)
     if save:

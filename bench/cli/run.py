@@ -139,7 +139,7 @@ def run(
 
 def _how_to_go_on(fresh: bool) -> str:
     if fresh:
-        return "the others keep the results they had; with --fresh again, all cells begin anew"
+        return "with --fresh again all cells begin anew; without, those that had a result keep it"
     return "give the same command again to go on"
 
 

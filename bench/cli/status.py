@@ -322,7 +322,9 @@ def _facts(view: View) -> Iterator[str]:
     if not view.over:
         yield time_left_text(view.seconds_left)
         if not view.counts["running"]:
-            stopped = "nothing runs now: give the command again to go on"
+            of_shard = any(str(word).startswith("--shard") for word in view.matrix["command"] or ())
+            again = "the commands of all shards" if of_shard else "the command"
+            stopped = f"nothing runs now: give {again} again to go on"
             yield "no cell runs at this moment" if view.asker_lives else stopped
     elif view.finished:
         yield f"over after {duration(view.elapsed)}"

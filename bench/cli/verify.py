@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from bench import store
 from flora.errors import BadInput
 
 EXIT_WRONG = 1
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def _files(path: Path, run: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(path.with_name("ledger.csv"), what)
     if "rounds.csv" in sound:
         rows = store.load_table(path, "rounds_table")
-        if list(rows["round"]) != [x["round"] for x in run["rounds"]]:
+        table = [(int(row["round"]), float(row["accuracy"])) for row in rows.to_dict("records")]
+        if not _same(table, [(x["round"], x["accuracy"]) for x in run["rounds"]]):
             yield Finding(path.with_name("rounds.csv"), "has not the rounds of its run.json")
 
 
@@ -172,6 +175,20 @@ def _figures(run: Mapping[str, Any]) -> Iterator[str]:
     for field in ("bytes_up", "bytes_down"):
         if (total := sum(x.get(field, 0) for x in rounds)) != summary.get(field, total):
             yield f"its rounds add up to {total} {field}, not to {summary[field]}"
+    trained = sum((x.get("seconds") or {}).get("train") or 0.0 for x in rounds)
+    if not isclose(trained, summary.get("train_seconds", trained), rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        yield f"its rounds trained for {trained:g} s, not for {summary['train_seconds']:g} s"
+    peaks = [peak for x in rounds for peak in (x.get("peak_memory_bytes") or {}).values() if peak]
+    if peaks and (summary.get("peak_memory_bytes") or max(peaks)) < max(peaks):
+        yield f"its peak memory is {summary['peak_memory_bytes']} bytes, and {max(peaks)} in a round"
+
+
+def _same(table: Sequence[tuple[int, float]], rounds: Sequence[tuple[int, float | None]]) -> bool:
+    """Whether a table has the accuracies of all rounds, as far as text keeps numbers."""
+    return len(table) == len(rounds) and all(
+        number == of_round and (found is None or isclose(found, accuracy, rel_tol=TOLERANCE))
+        for (number, accuracy), (of_round, found) in zip(table, rounds, strict=True)
+    )
 
 
 def _leftovers(folder: Path) -> Iterator[Finding]:

@@ -41,6 +41,10 @@ def _code(runs: pd.DataFrame) -> list[str]:
     texts = []
     if len(harnesses) > 1:
         texts.append(f"They were made by {len(harnesses)} versions of the harness ({_few(harnesses)}).")
+    for part, of in (("definition.method", "method"), ("definition.task", "task")):
+        several = [name for name, found in runs.groupby(of, observed=True) if len(_values(found, part)) > 1]
+        if several:
+            texts.append(f"Of {of} {_few(list(map(str, several)))} there are several versions of the code.")
     if 0 < before < len(runs):
         texts.append(f"{before} of {len(runs)} are of an older schema, which knew no versions of the code.")
     commits = [commit[:12] for commit in _values(runs, "environment.git_commit")]

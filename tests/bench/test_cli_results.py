@@ -181,6 +181,15 @@ def test_a_damaged_result_is_named_and_the_others_are_shown(run_cli, quick):
     assert str(path) in err
 
 
+def test_versions_of_a_methods_code_are_named(run_cli, quick):
+    of_flora = sorted(quick.glob("*/flora/*/run.json"))[:2]
+    for path, version in zip(of_flora, ("aaa", "bbb"), strict=True):
+        parts = {**PARTS, "method": version}
+        change(path, definition=Definition(config=path.parent.name, **parts).to_dict())
+    _, _, err = run_cli("results", str(quick))
+    assert "Of method flora there are several versions of the code." in err
+
+
 def test_mixed_machines_schemas_and_versions_are_named(run_cli, quick, tmp_path):
     first, second, third, *_ = sorted(quick.glob("*/*/*/run.json"))
     run = store.load_run(first)
@@ -393,6 +402,13 @@ def tampered(name):
                 change(path, summary={**run["summary"], "accuracy": 0.99})
             case "bytes":
                 change(path, summary={**run["summary"], "bytes_up": 1})
+            case "accuracies":
+                last = {**rounds[-1], "accuracy": 0.99}
+                change(path, rounds=[*rounds[:-1], last], summary={**run["summary"], "accuracy": 0.99})
+            case "time":
+                change(path, summary={**run["summary"], "train_seconds": 1e-5})
+            case "memory":
+                change(path, summary={**run["summary"], "peak_memory_bytes": 10})
             case "rounds.csv":
                 (folder / "rounds.csv").write_text("round\n0\n")
             case "another's rounds.csv":
@@ -427,6 +443,9 @@ FAULTS = {
     "last round": "last round is 9 of 10",
     "accuracy": "not that of its last round",
     "bytes": "bytes_up, not to 1",
+    "accuracies": "has not the rounds",
+    "time": "not for 1e-05 s",
+    "memory": "its peak memory is 10 bytes",
     "rounds.csv": "is not what its run.json was saved with",
     "another's rounds.csv": "has not the rounds",
     "invariant": "losses finite: NaN",
