@@ -40,7 +40,7 @@ from bench.config import RunConfig
 from bench.definition import definition_of
 from bench.execute import FAILURE, Cause, Job, Outcome, Watcher, failed, forget_attempts
 from bench.interrupt import interruptible
-from bench.isolate import Forwarder, busy, tell
+from bench.isolate import WITHOUT_SPINNING, Forwarder, busy, tell
 from bench.locks import is_held, locked
 from bench.measure.load import usable_cores
 from bench.perf.apart import with_suite_on_path
@@ -446,12 +446,11 @@ class _Submission:
             self._watcher.cell_ended(refused)
             yield refused
             return
-        asked = json.dumps(
-            {**self._asked, "job": _portable(job).to_dict(), "threads": self._threads or request["num_cpus"]}
-        )
+        threads = self._threads or request["num_cpus"]
+        asked = json.dumps({**self._asked, "job": _portable(job).to_dict(), "threads": threads})
         options = {
             **request,
-            "runtime_env": {"env_vars": _variables()},
+            "runtime_env": {"env_vars": _variables(threads)},
             "name": f"flora-bench {job.config.hash}",
         }
         self._tasks.append(_Task(job, request, self._body.options(**options).remote(asked), tried))
@@ -589,10 +588,14 @@ def _portable(job: Job) -> Job:
     return replace(job, config=config, path=job.path.absolute(), options=options)
 
 
-def _variables() -> dict[str, str]:
-    """Give what a task needs of this process's environment; a cluster's nodes have one of their own."""
+def _variables(threads: int) -> dict[str, str]:
+    """Give what a task needs of this process's environment; a cluster's nodes have one of their own.
+
+    Ray would have libraries begin with one thread for each core of a task, which the cell's may not be.
+    """
     own = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
-    return {**own, "PYTHONPATH": with_suite_on_path()["PYTHONPATH"]}
+    path = with_suite_on_path()["PYTHONPATH"]
+    return {**own, **WITHOUT_SPINNING, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
 def _put(job: Job, files: Mapping[str, bytes], complete: bool) -> None:

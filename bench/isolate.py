@@ -57,6 +57,9 @@ PRELOADED = (
 )
 """What the server imports: nearly all that a cell would. None of it may start threads of OpenMP or CUDA."""
 
+WITHOUT_SPINNING = {"GOMP_SPINCOUNT": "0"}
+"""Read by OpenMP when it is loaded."""
+
 SECONDS_TO_STOP = 5.0
 LONGEST_WAIT_SECONDS = 3600.0
 """What waits longer waits again: the system counts milliseconds in 32 bits, which is some weeks."""
@@ -69,8 +72,13 @@ _FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 _CONTEXT = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
 
 
-def start_server() -> None:
-    """Have the server load what it needs in the background, unless it runs already or there can be none."""
+def start_server(crowded: bool = False) -> None:
+    """Have the server load what it needs in the background, unless it runs already or there can be none.
+
+    Args:
+        crowded: its processes will have more threads than cores. One that waits for another by spinning then
+            keeps it from working: cells took 3.5 times as long.
+    """
     if not _FORKS:
         return
     from multiprocessing import forkserver
@@ -78,17 +86,19 @@ def start_server() -> None:
     # of methods and tasks those in use: all cells of a matrix run the code that was there when it began
     in_use = sorted(name for name in sys.modules if name.startswith(("baselines.", "bench.tasks.")))
     forkserver.set_forkserver_preload([*PRELOADED, *in_use])
-    before = os.environ.get("PYTHONPATH")
     # the server goes by the environment alone, and this suite need not be installed
-    os.environ["PYTHONPATH"] = with_suite_on_path()["PYTHONPATH"]
+    environment = {"PYTHONPATH": with_suite_on_path()["PYTHONPATH"], **(WITHOUT_SPINNING if crowded else {})}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
     try:
         with _without_main_module():
             forkserver.ensure_running()
     finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def wait_for_server() -> None:

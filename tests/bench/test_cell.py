@@ -454,7 +454,7 @@ print(in_child(sys.argv[1], 10), in_child(sys.argv[1], 200))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("method", ["flora", "full_finetune"])
+@pytest.mark.parametrize("method", ["flora", pytest.param("full_finetune", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_number_of_clients(method):
     output = subprocess.run(
         [sys.executable, "-c", PEAKS, method], capture_output=True, text=True, check=True

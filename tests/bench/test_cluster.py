@@ -69,10 +69,12 @@ def ray_processes():
 
 
 def _is_of_ray(process):
-    try:  # arrays and the like are no Ray: other tests' fork servers name all they load
-        return any(part in " ".join(process.cmdline()) for part in ("/ray/", "ray::", "raylet"))
+    try:
+        command = " ".join(process.cmdline())
     except psutil.Error:
         return False
+    # the fork server of this process is told its paths, of which one is Ray's once that was imported
+    return "multiprocessing." not in command and any(x in command for x in ("/ray/", "ray::", "raylet"))
 
 
 def numbers(outcomes):

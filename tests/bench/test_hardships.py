@@ -156,7 +156,7 @@ def started(results, *options, seeds="[0, 1, 2]", rounds=LONG, matrix_folder=Non
     )
 
 
-@pytest.mark.parametrize("options", [(), ("--fresh",)])
+@pytest.mark.parametrize("options", [pytest.param((), marks=pytest.mark.slow), ("--fresh",)])
 def test_two_runs_of_one_folder_share_the_work_and_both_end_with_all_of_it(options, tmp_path):
     results = tmp_path / "results"
     both = [started(results, "--json", *options, rounds=40) for _ in range(2)]
@@ -217,7 +217,10 @@ def test_a_lock_does_not_outlive_its_holder(tmp_path):
 # --- schedulers and clocks ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [("--checkpoint", "1"), ("--checkpoint", "1", "--jobs", "2")])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(("--checkpoint", "1"), marks=pytest.mark.slow), ("--checkpoint", "1", "--jobs", "2")],
+)
 def test_a_scheduler_that_terminates_a_run_loses_no_finished_round(options, tmp_path):
     results = tmp_path / "results"
     process = started(results, *options, seeds="[0]")
