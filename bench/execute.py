@@ -297,27 +297,30 @@ def _kept(
     """Give the summaries of the cells whose result follows from all that they follow from today."""
     kept: dict[Path, Mapping[str, Any]] = {}
     for config, path in zip(cells, paths, strict=True):
-        _tidy(path.parent)
+        _recover(path.parent)
         if not (stored := store.stored(path)):
             continue
         changes = () if keep_stale else _changes(config, stored, seen)
         if changes:
             watcher.found_stale(config, changes)
         else:
+            _tidy(path.parent)
             _record_tuning(config, path, stored)
             kept[path] = stored["summary"]
     return kept
 
 
+def _recover(folder: Path) -> None:
+    """Put a result in its place that was complete when its process was killed."""
+    if (folder / store.FINISHED).exists():
+        with suppress(Timeout, OSError), locked(folder):
+            store.recover(folder)
+
+
 def _tidy(folder: Path) -> None:
-    """Make good what a process left that was killed when its cell had just got its result."""
-    done, complete = (folder / store.RUN).exists(), (folder / store.FINISHED).exists()
-    left_over = [name for name in (LOCK, FAILURE, CHECKPOINTS) if (folder / name).exists()]
-    if not complete and not (done and left_over):
-        return
-    with suppress(Timeout, OSError), locked(folder):
-        store.recover(folder)
-        if (folder / store.RUN).exists():
+    """Remove what is left beside a result that stands; beside another it may be of the one to replace it."""
+    if any((folder / name).exists() for name in (LOCK, FAILURE, CHECKPOINTS)):
+        with suppress(Timeout, OSError), locked(folder):
             forget_attempts(folder)
 
 

@@ -14,7 +14,7 @@ import pytest
 import flora.states
 from bench import locks, store
 from bench.config import RunConfig
-from bench.execute import SECONDS_BETWEEN_LOOKS, run_matrix
+from bench.execute import SECONDS_BETWEEN_LOOKS, Watcher, run_matrix
 from bench.perf.apart import with_suite_on_path
 from flora.errors import BadInput
 from flora.events import Listener
@@ -125,14 +125,26 @@ def test_results_on_another_file_system_are_checkpointed_by_copies(tmp_path, mon
     assert by_name(result) == by_name(store.load_run(whole.path))
 
 
-class Interrupts(Listener):
+def test_a_result_that_is_being_replaced_keeps_the_state_of_what_is_to_replace_it(tmp_path):
+    config = cell(rounds=4)
+    (old,) = run_matrix([config], tmp_path)
+    stored = json.loads(old.path.read_text())
+    stored["definition"]["harness"] = "0" * 12
+    old.path.write_text(json.dumps(stored))
+    with pytest.raises(KeyboardInterrupt):
+        list(run_matrix([config], tmp_path, watcher=Interrupts(3), checkpoint_rounds=1))
+    assert store.load_run(old.path)["definition"]["harness"] == "0" * 12
+    (new,) = run_matrix([config], tmp_path)
+    result = store.load_run(new.path)
+    assert [sitting["first_round"] for sitting in result["sittings"]] == [0, 3]
+    assert not new.path.with_name("checkpoints").exists()
+
+
+class Interrupts(Watcher, Listener):
     """A watcher that interrupts the first cell in one of its rounds."""
 
     def __init__(self, round):
         self.round = round
-
-    def matrix_started(self, cells, left):
-        pass
 
     def cell_started(self, config):
         return self
