@@ -347,6 +347,11 @@ def _refuse_truth_values(given: Mapping[str, Any], read: Mapping[str, Any], path
             raise BadInput(f"{path}{name}: {value} must be a number, not a truth value")
 
 
+def but_for_seed(config: RunConfig) -> str:
+    """Give one text for all runs that differ in their seeds alone."""
+    return json.dumps(config.model_dump(mode="json", exclude={"seed", "tuning"}), sort_keys=True)
+
+
 def label(config: RunConfig) -> str:
     """Name a run as people speak of it: task, method, split, shots, seed; all else where not the default."""
     shots = f" {config.split.shots}-shot" if config.split.shots else ""

@@ -6,7 +6,6 @@ waits until enough is free, and is never put off for ever by small ones.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.config import RunConfig
+from bench.config import RunConfig, but_for_seed
 from bench.measure.nvml import NvmlUnavailable, library
 from flora.errors import BadInput
 
@@ -70,7 +69,7 @@ def predictions(results: Path, cells: Sequence[RunConfig]) -> Callable[[RunConfi
     saved = load_predictions(results)
     first: dict[str, RunConfig] = {}
     for cell in cells:
-        first.setdefault(_but_for_seed(cell), cell)
+        first.setdefault(but_for_seed(cell), cell)
     counted = cache(lambda kind: _counted_bytes(first[kind]))
 
     def foretold(config: RunConfig) -> Prediction | None:
@@ -78,15 +77,11 @@ def predictions(results: Path, cells: Sequence[RunConfig]) -> Callable[[RunConfi
             return Prediction(found.get("total_seconds"), found.get("peak_tensor_bytes"))
         if not config.device.startswith("cuda"):
             return None
-        kind = _but_for_seed(config)
+        kind = but_for_seed(config)
         first.setdefault(kind, config)
         return Prediction(peak_bytes=lambda: counted(kind))
 
     return foretold
-
-
-def _but_for_seed(config: RunConfig) -> str:
-    return json.dumps(config.model_dump(mode="json", exclude={"seed", "tuning"}), sort_keys=True)
 
 
 def _counted_bytes(config: RunConfig) -> int | None:

@@ -100,13 +100,13 @@ def plan(
 
 def _standing(cells: Sequence[RunConfig], results: Path) -> list[Planned]:
     """Put cells together that only differ in their seed, and say where they stand."""
+    from bench.config import but_for_seed
     from bench.states import states
 
     found = states(cells, results)
     groups: dict[str, list[int]] = {}
     for i, cell in enumerate(cells):
-        key = json.dumps(cell.model_dump(mode="json", exclude={"seed", "tuning"}), sort_keys=True)
-        groups.setdefault(key, []).append(i)
+        groups.setdefault(but_for_seed(cell), []).append(i)
     return [
         Planned([cells[i] for i in group], [found[i] for i in group], NOT_PREDICTED, {})
         for group in groups.values()
