@@ -14,7 +14,7 @@ from bench.measure.environment import describe
 from bench.measure.instruments import NO_COUNTS, NOT_BY_SIZE, Instruments
 from bench.measure.invariants import Invariants
 from bench.measure.traffic import Traffic
-from bench.splits import Split
+from bench.splits import class_counts
 from flora.evaluation import Predictions, scores
 from flora.events import RoundRecord
 
@@ -97,7 +97,7 @@ def client_rows(measured: Measured) -> list[dict[str, Any]]:
 def inputs_of(inputs: Inputs) -> dict[str, Any]:
     """Describe split, data and model."""
     return {
-        "split": _split(inputs.division.split),
+        "split": _split(inputs),
         "data": {
             "fingerprint": inputs.sources["data"],
             "train": len(inputs.train),
@@ -227,10 +227,12 @@ def _energy(instruments: Instruments) -> dict[str, Any]:
     }
 
 
-def _split(split: Split) -> dict[str, Any]:
+def _split(inputs: Inputs) -> dict[str, Any]:
+    split, task = inputs.division.split, inputs.prepared.task
     return {
         "fingerprint": split.fingerprint,
         "client_sizes": split.client_sizes,
+        "class_counts": class_counts(split.indices, task.train.labels, len(task.class_names)).tolist(),
         "label_skew": split.label_skew,
         "size_skew": split.size_skew,
     }

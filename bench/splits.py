@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -543,6 +543,17 @@ def hold_out(
     return _finished([own[~held[own]] for own in split.indices], pool), parts
 
 
+def class_counts(indices: Sequence[np.ndarray], labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """(clients, classes) how many samples of each class every client holds.
+
+    Args:
+        indices: those of a split.
+        labels: (n,) of the training set, each from 0 to ``n_classes - 1``.
+        n_classes: of the task, those included that no client has.
+    """
+    return np.stack([np.bincount(labels[own], minlength=n_classes) for own in indices])
+
+
 def _common_groups(*sets: tuple[np.ndarray, np.ndarray | None]) -> list[np.ndarray]:
     """Number of each sample's class (and domain, where there is one), the same in every set."""
     pairs = [np.stack([labels, np.zeros_like(labels) if d is None else d]) for labels, d in sets]
@@ -732,7 +743,7 @@ def _fingerprint(indices: tuple[np.ndarray, ...]) -> str:
 
 
 def _label_skew(indices: tuple[np.ndarray, ...], pool: _Pool) -> float:
-    counts = np.stack([np.bincount(pool.labels[own], minlength=len(pool.classes)) for own in indices])
+    counts = class_counts(indices, pool.labels, len(pool.classes))
     sizes = counts.sum(axis=1)
     pooled = counts.sum(axis=0) / sizes.sum()
     distance = np.abs(counts / sizes[:, None] - pooled).sum(axis=1) / 2

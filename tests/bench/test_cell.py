@@ -101,6 +101,9 @@ def test_a_result_has_every_field_readers_rely_on(results, method):
     assert all(set(record["peak_memory_bytes"]) >= PHASES for record in result["rounds"][1:])
     assert result["config_hash"] == RunConfig.read(result["config"]).hash == configured(method=method).hash
     assert result["split"]["client_sizes"] == [25, 25, 25, 25]
+    counts = np.array(result["split"]["class_counts"])
+    assert counts.shape == (4, len(result["data"]["class_names"]))
+    assert counts.sum(axis=1).tolist() == result["split"]["client_sizes"]
     assert (result["data"]["train"], result["data"]["test"]) == (100, 50)
     json.dumps(result, allow_nan=False)
 

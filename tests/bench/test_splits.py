@@ -190,6 +190,18 @@ class TestOverlap:
         assert np.all((class_counts(split, LABELS) == 25).sum(axis=1) == 2)
 
 
+class TestClassCounts:
+    def test_every_class_of_the_task_has_a_column_whoever_has_it(self):
+        counts = splits.class_counts(make_split(PathologicalSplit(shots=5), LABELS, 4, 0).indices, LABELS, 9)
+        assert counts.shape == (4, 9)
+        assert counts[:, [1, 4, 5, 6, 8]].sum() == 0
+
+    def test_it_counts_as_one_counts_by_hand(self):
+        split = make_split(DirichletSplit(beta=0.3), LABELS, 6, 0)
+        counts = splits.class_counts(split.indices, LABELS, 8)
+        assert np.array_equal(counts[:, [0, 2, 3, 7]], class_counts(split, LABELS))
+
+
 class TestIid:
     def test_sizes_differ_by_at_most_one(self):
         assert sorted(make_split(IidSplit(), LABELS, 7, 0).client_sizes) == [25] * 2 + [26] * 5
