@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from bench.perf.experiment import Record
-from bench.report.figures import COLUMN_WIDTH, FULL_WIDTH, save
+from bench.report.figures import save
 from bench.report.names import METHODS
-from bench.report.styles import SETUP_COLOUR, STYLES, drawing
+from bench.report.styles import SANS, SETUP_COLOUR, STYLES
 from bench.report.text import bytes_text, digits
 
 GOOD, SHORT, UNDECIDED = "#009e73", "#d55e00", "#4d4d4d"
@@ -31,14 +31,14 @@ def draw_all(records: Records, out: Path) -> dict[str, str]:
     drawn = {}
     for stem, (needs, draw, caption) in _FIGURES.items():
         if needs <= records.keys():
-            with drawing():
+            with SANS.drawing():
                 figure = draw(records)
             save(figure, out / stem)
             drawn[stem] = caption
     # the one figure of all experiments with a target
     checked = {name: record for name, record in records.items() if record.checks}
     if checked:
-        with drawing():
+        with SANS.drawing():
             figure = _targets(checked)
         save(figure, out / "targets")
         drawn = {
@@ -50,7 +50,7 @@ def draw_all(records: Records, out: Path) -> dict[str, str]:
 
 def _targets(records: Records) -> Figure:
     rows = [(name, check) for name, record in records.items() for check in record.checks]
-    figure = Figure((FULL_WIDTH, 0.24 * len(rows) + 0.7), layout="constrained")
+    figure = Figure((SANS.page, 0.24 * len(rows) + 0.7), layout="constrained")
     axes = figure.subplots()
     for y, (_, check) in enumerate(rows):
         colour = {True: GOOD, False: SHORT, None: UNDECIDED}[check.holds]
@@ -80,7 +80,7 @@ def _rounds(records: Records) -> Figure:
         ("Full fine-tuning, none", "full_finetune_none"),
     ]
     phases = records["headline"].figures["phase_seconds"]
-    figure = Figure((FULL_WIDTH, 1.9), layout="constrained")
+    figure = Figure((SANS.page, 1.9), layout="constrained")
     axes = figure.subplots()
     for y, (_, key) in enumerate(bars):
         left = 0.0
@@ -98,7 +98,7 @@ def _rounds(records: Records) -> Figure:
 
 def _memory(records: Records) -> Figure:
     """Peaks of both methods, and resident memory by round."""
-    figure = Figure((FULL_WIDTH, 1.9), layout="constrained")
+    figure = Figure((SANS.page, 1.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     peaks = records["headline"].figures["peak_memory_bytes"]
     bars = [("flora", "flora_exact"), ("full_finetune", "full_finetune_exact")]
@@ -120,7 +120,7 @@ def _memory(records: Records) -> Figure:
 
 def _clients(records: Records) -> Figure:
     figures = records["grouped"].figures
-    figure = Figure((COLUMN_WIDTH, 2.4), layout="constrained")
+    figure = Figure((SANS.column, 2.4), layout="constrained")
     axes = figure.subplots()
     for key, name, style in (
         ("one_by_one_ms_per_sample", "one by one", ONE_BY_ONE),
@@ -137,7 +137,7 @@ def _clients(records: Records) -> Figure:
 
 def _scaling(records: Records) -> Figure:
     axes_of = records["scaling"].figures["axes"]
-    figure = Figure((FULL_WIDTH, 2.3), layout="constrained")
+    figure = Figure((SANS.page, 2.3), layout="constrained")
     panels = figure.subplots(1, len(axes_of), squeeze=False)[0]
     for panel, (name, swept) in zip(panels, axes_of.items(), strict=True):
         for method, seconds in swept["seconds"].items():
@@ -163,7 +163,7 @@ def _scaling(records: Records) -> Figure:
 def _roofline(records: Records) -> Figure:
     """Operations a sample by method, with and without kept features, and how far each is from its floor."""
     methods: dict[str, dict[str, Any]] = records["roofline"].figures["methods"]
-    figure = Figure((FULL_WIDTH, 0.26 * len(methods) + 0.9), layout="constrained")
+    figure = Figure((SANS.page, 0.26 * len(methods) + 0.9), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     names = list(methods)
     for y, name in enumerate(names):

@@ -19,7 +19,7 @@ from bench.report import figures
 from bench.report.comparisons import best_round_table, paired_table, to_target_table
 from bench.report.names import AS_DEPLOYED, label_rounds, label_runs, shots_label, without_deployed_twins
 from bench.report.overview import notes, overview, run_table
-from bench.report.styles import Style, styles_of
+from bench.report.styles import SANS, Style, styles_of
 from bench.report.tables import (
     ROW,
     Table,
@@ -53,7 +53,7 @@ class Drawn:
     @property
     def wide(self) -> bool:
         """Whether it takes the width of the text, not of a column."""
-        return bool(self.figure.get_figwidth() > figures.COLUMN_WIDTH)
+        return bool(self.figure.get_figwidth() > SANS.column)
 
 
 @dataclass

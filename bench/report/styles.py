@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib.style as mpl_style
 import numpy as np
@@ -17,31 +18,37 @@ from matplotlib.colors import to_hex, to_rgb
 
 from bench.report.names import label_runs
 
-_RC: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "figure.labelsize": 8.5,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "hatch.linewidth": 0.6,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,
-    "text.usetex": False,
+# Under all of them: the one style file.
+STYLE_FILE = Path(__file__).with_name("flora-bench.mplstyle")
+# Both come with matplotlib, so that a figure is the same on every machine.
+FONTS: dict[str, dict[str, Any]] = {
+    "sans": {"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"},
+    "serif": {"font.family": "STIXGeneral", "mathtext.fontset": "stix"},
 }
+
+
+@dataclass(frozen=True)
+class Look:
+    """How figures are set.
+
+    Attributes:
+        font: of ``FONTS``.
+        width: "column" or "page"; None for a column where the figure fits into one.
+        column: inches of a column of the paper, by default those of a two-column conference paper.
+        page: inches of its text.
+    """
+
+    font: Literal["sans", "serif"] = "sans"
+    width: Literal["column", "page"] | None = None
+    column: float = 3.25
+    page: float = 6.875
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Matplotlib's own defaults under ours, whatever the user's matplotlibrc says; undone afterwards."""
+        return mpl_style.context(["default", STYLE_FILE, FONTS[self.font]])
+
+
+SANS = Look()
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,6 @@ def styles_of(runs: pd.DataFrame) -> dict[str, Style]:
         for variant, label in enumerate(group["method_label"]):
             styles[str(label)] = _variant(base, variant)
     return styles
-
-
-def drawing() -> AbstractContextManager[None]:
-    """Matplotlib's own defaults under ours, whatever the user's matplotlibrc says; undone afterwards."""
-    return mpl_style.context(["default", _RC])
 
 
 def _stranger(index: int) -> Style:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
 import pandas as pd
 
 ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Digits:
+    """How exactly numbers are written.
+
+    Attributes:
+        accuracy: decimals of an accuracy in percent.
+        cost: significant digits of times, bytes and other costs.
+    """
+
+    accuracy: int = 1
+    cost: int = 3
 
 
 def bytes_text(value: float) -> str:

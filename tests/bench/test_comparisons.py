@@ -9,7 +9,7 @@ from bench.report.comparisons import best_round_table, paired_table, to_target_t
 from bench.report.overview import run_table
 from bench.report.statistics import paired_differences
 from bench.report.tables import below_zero_shot, beyond_table, deployed_table
-from tests.bench.test_report import make_results, make_run, make_runs
+from tests.bench.report.made import make_results, make_run, make_runs
 
 
 def shown(table):

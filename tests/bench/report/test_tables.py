@@ -1,0 +1,292 @@
+"""The tables, from synthetic results."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from bench.report.names import label_runs, without_deployed_twins
+from bench.report.tables import (
+    accuracy_frame,
+    accuracy_table,
+    beyond_table,
+    cost_frame,
+    cost_table,
+    deployed_frame,
+    deployed_table,
+    zero_shot_reference,
+)
+from bench.report.times import with_times
+from tests.bench.report.made import (
+    COLD,
+    FORMER,
+    UNKEPT,
+    WARM,
+    both_ways,
+    make_results,
+    make_run,
+    make_runs,
+)
+
+
+def test_best_trained_method_and_those_below_zero_shot_are_marked():
+    runs = make_runs(
+        make_run("zero_shot", accuracy=0.62),
+        make_run("flora", accuracy=0.70),
+        make_run("linear_probe", accuracy=0.61),
+    )
+    frame = accuracy_frame(runs).set_index("method")
+    assert frame.index[frame["best"]].tolist() == ["flora"]
+    assert frame.index[frame["below_zero_shot"]].tolist() == ["linear_probe"]
+    markdown = accuracy_table(runs).to_markdown()
+    assert "| FLoRA | **70.0** |" in markdown
+    assert "| Linear probe | 61.0 ▼ |" in markdown
+    assert "▼: below zero-shot" in markdown
+
+
+def test_zero_shot_itself_is_never_best():
+    runs = make_runs(
+        make_run("zero_shot", accuracy=0.9),
+        make_run("flora", accuracy=0.5),
+        make_run("linear_probe", accuracy=0.4),
+    )
+    assert accuracy_frame(runs).set_index("method")["best"].to_dict() == {
+        "zero_shot": False, "flora": True, "linear_probe": False,
+    }  # fmt: skip
+
+
+def test_methods_that_print_the_same_are_both_best_and_one_alone_is_not():
+    tied = make_runs(make_run("flora", accuracy=0.70004), make_run("linear_probe", accuracy=0.70001))
+    assert accuracy_frame(tied)["best"].all()
+    assert not accuracy_frame(make_runs(make_run())).best.any()
+
+
+def test_marks_are_those_of_their_own_column():
+    cells = itertools.product(("flora", "linear_probe"), ("iid", "domain"))
+    accuracies = (0.8, 0.6, 0.7, 0.9)
+    runs = make_runs(*(make_run(*cell, accuracy=a) for cell, a in zip(cells, accuracies, strict=True)))
+    best = accuracy_frame(runs).query("best")
+    assert set(zip(best["method"], best["split_label"], strict=True)) == {
+        ("flora", "IID"),
+        ("linear_probe", "Domain"),
+    }
+
+
+def test_accuracy_table_has_shots_as_column_groups_and_the_interval():
+    runs, _ = make_results(seeds=(0, 1, 2))
+    table = accuracy_table(runs)
+    assert table.groups == [("all data", 3), ("4 shots", 3)]
+    assert table.columns[1:] == ["IID", "Dirichlet (β = 0.1)", "Pathological (2 classes)"] * 2
+    values = runs.query("method == 'flora' and split == 'iid' and shots.isna()")["accuracy"] * 100
+    half = 4.302653 * values.std() / 3**0.5
+    assert dict(table.rows)["FLoRA"][0].text == f"{values.mean():.1f} ± {half:.1f}"
+
+
+def test_methods_scored_on_different_images_are_marked_by_their_own_zero_shot_and_none_is_best():
+    rows = [
+        make_run("flora", **{"data.protocol": "official"}, accuracy=0.59, zero_shot_accuracy=0.58),
+        make_run("flora", **{"data.protocol": "paper"}, accuracy=0.61, zero_shot_accuracy=0.62),
+    ]
+    table = accuracy_frame(make_runs(*rows)).set_index("method_label")
+    assert dict(table["below_zero_shot"]) == {
+        "FLoRA (protocol official)": False,
+        "FLoRA (protocol paper)": True,
+    }
+    assert not table["best"].any()
+    shown = dict(accuracy_table(make_runs(*rows)).rows)
+    assert "Zero-shot" not in shown or shown["Zero-shot"][0].text == "–"
+
+
+def test_a_cell_that_was_not_run_shows_a_dash():
+    runs = make_runs(make_run(), make_run(split="domain"), make_run("linear_probe"))
+    assert [cell.text for cell in dict(accuracy_table(runs).rows)["Linear probe"]][1] == "–"
+
+
+def test_zero_shot_row_comes_from_the_other_runs_where_it_was_not_run():
+    table = accuracy_table(make_runs(make_run(zero_shot_accuracy=0.321)))
+    assert table.rows[0][0] == "Zero-shot"
+    assert table.rows[0][1][0].text == "32.1"
+
+
+def test_zero_shot_reference_is_that_of_its_own_cell():
+    runs = make_runs(make_run(zero_shot_accuracy=0.3), make_run(split="domain", zero_shot_accuracy=0.5))
+    reference = zero_shot_reference(runs)
+    assert dict(zip(reference["split_label"], reference["zero_shot"], strict=True)) == {
+        "IID": 0.3,
+        "Domain": 0.5,
+    }
+
+
+def test_cost_ratios_say_how_many_times_less_than_full_fine_tuning():
+    runs = make_runs(
+        make_run("full_finetune", train_seconds=347.2, peak_memory_bytes=2.47e9, total_seconds=0.0),
+        make_run("flora", train_seconds=10.0, peak_memory_bytes=1e9),
+    )
+    row = cost_frame(runs).set_index("method").loc["flora"]
+    assert row["train_seconds_times_less"] == pytest.approx(34.72)
+    assert row["peak_memory_bytes_times_less"] == pytest.approx(2.47)
+    assert row["trainable_parameters_times_less"] == pytest.approx(151_277_313 / 24_576)
+    assert np.isnan(row["from_nothing_seconds_times_less"])
+    cells = dict(zip(cost_table(runs).columns[1:], dict(cost_table(runs).rows)["FLoRA"], strict=True))
+    assert (cells["Train (s)"].text, cells["Train (s)"].note) == ("10.0", "34.7×")
+    assert (cells["Payload"].text, cells["Total from nothing (s)"].note) == ("98.3 kB", "")
+
+
+def test_costs_are_compared_with_full_fine_tuning_that_is_accelerated_alike():
+    seconds = {("flora", "exact"): 1.0, ("flora", "none"): 10.0, ("full_finetune", "exact"): 40.0}
+    seconds["full_finetune", "none"] = 50.0
+    rows = [make_run(method, acceleration=a, train_seconds=s) for (method, a), s in seconds.items()]
+    table = cost_frame(make_runs(*rows)).set_index(["method", "acceleration"])["train_seconds_times_less"]
+    assert table["flora", "exact"] == 40.0
+    assert table["flora", "none"] == 5.0
+    assert table["full_finetune", "none"] == 1.0
+    assert "accelerated alike" in cost_table(make_runs(*rows)).caption
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (COLD, (12.0, 0.5, 32.0)),
+        (WARM, (12.0, 0.5, 32.0)),
+        (FORMER, (12.0, 0.5, 32.0)),
+        (UNKEPT, (None, 0.5, 20.0)),
+    ],
+    ids=["cold", "warm", "former", "nothing kept"],
+)
+def test_costs_are_as_from_an_empty_cache(seconds, expected):
+    runs = make_runs(make_run(**seconds))
+    row = with_times(runs).iloc[0]
+    found = [row[f"{name}_seconds"] for name in ("features_once", "other_setup", "from_nothing")]
+    np.testing.assert_array_equal(found, np.array(expected, float))
+    assert ("Features, once (s)" in cost_table(runs).columns) == (expected[0] is not None)
+
+
+def test_a_warm_cache_flatters_no_method():
+    rows = [make_run("full_finetune", **UNKEPT | {"total_seconds": 64.0})]
+    rows += [make_run("flora", seed=0, **COLD), make_run("flora", seed=1, **WARM)]
+    flora = cost_frame(make_runs(*rows)).set_index("method").loc["flora"]
+    assert flora["from_nothing_seconds_times_less"] == 2.0
+    assert flora["from_nothing_seconds_half_width"] == 0.0
+
+
+def test_results_of_a_time_before_acceleration_was_stated_are_read():
+    runs = make_runs(make_run()).drop(columns="acceleration")
+    assert "Seconds" not in cost_table(runs).caption
+    assert deployed_table(runs) is None
+    assert list(without_deployed_twins(runs)["method"]) == ["flora"]
+    assert label_runs(runs)["method_label"].tolist() == ["FLoRA"]
+
+
+def test_runs_as_deployed_are_called_so_beside_accelerated_ones_and_only_there():
+    runs = label_runs(make_runs(*both_ways("flora"), make_run("linear_probe")))
+    assert list(runs["method_label"].cat.categories) == ["Linear probe", "FLoRA", "FLoRA (as deployed)"]
+    alone = label_runs(make_runs(make_run(acceleration="none")))
+    assert list(alone["method_label"]) == ["FLoRA"]
+    other = label_runs(make_runs(make_run(), make_run("full_finetune", acceleration="none")))
+    assert set(other["method_label"]) == {"FLoRA", "Full fine-tuning (as deployed)"}
+
+
+def test_a_method_run_both_ways_stands_beside_itself_with_the_ratio():
+    table = deployed_table(make_runs(*both_ways("flora", "full_finetune"), make_run("linear_probe")))
+    assert [name for name, _ in table.rows] == ["Full fine-tuning", "FLoRA"]
+    headings = dict(zip(table.headings[1:], dict(table.rows)["FLoRA"], strict=True))
+    shown = {
+        heading: cell.text for heading, cell in headings.items() if "Round" in heading or "Total" in heading
+    }
+    assert shown == {
+        "As deployed, Round (s)": "10.0",
+        "Accelerated, Round (s)": "1.00",
+        "Ratio, Round (s)": "10.0×",
+        "As deployed, Total from nothing (s)": "120",
+        "Accelerated, Total from nothing (s)": "30.0",
+        "Ratio, Total from nothing (s)": "4.00×",
+    }
+
+
+def test_both_ways_are_compared_over_the_seeds_they_share():
+    rows = [*both_ways("flora"), make_run(seed=1, round_seconds=5.0, clients_together=4)]
+    frame = deployed_frame(make_runs(*rows))
+    assert frame["round_seconds_accelerated"].tolist() == [1.0]
+    assert deployed_table(make_runs(make_run(), make_run(seed=1, acceleration="none"))) is None
+
+
+def test_variants_of_a_method_are_compared_each_with_itself():
+    rows = [
+        make_run(acceleration=mode, round_seconds=seconds * rank, **{"method.rank": float(rank)})
+        for mode, seconds in (("exact", 1.0), ("none", 8.0))
+        for rank in (2, 4)
+    ]
+    frame = deployed_frame(make_runs(*rows)).set_index("twin_label")
+    assert frame["round_seconds_ratio"].to_dict() == {"FLoRA (rank 2)": 8.0, "FLoRA (rank 4)": 8.0}
+    labels = label_runs(make_runs(*rows))["method_label"]
+    assert "FLoRA (rank 4, as deployed)" in set(labels)
+
+
+def test_captions_say_which_time_they_show():
+    accelerated, deployed = (make_run(acceleration=mode) for mode in ("exact", "none"))
+    captions = [
+        cost_table(make_runs(*rows)).caption for rows in ([accelerated], [deployed], [accelerated, deployed])
+    ]
+    assert ["of the simulation, accelerated" in caption for caption in captions] == [True, False, True]
+    assert ["as deployed" in caption for caption in captions] == [False, True, True]
+
+
+def test_clients_trained_together_are_told_and_not_compared():
+    rows = [make_run("full_finetune", clients_together=1), make_run("flora", clients_together=10)]
+    cells = dict(cost_table(make_runs(*rows)).rows)
+    assert [cells[name][-1].text for name in ("Full fine-tuning", "FLoRA")] == ["1", "10"]
+    assert cells["FLoRA"][-1].note == ""
+    assert "Clients at once" not in cost_table(make_runs(make_run(clients_together=1))).columns
+
+
+def test_seeds_share_a_label_however_many_clients_fitted_together():
+    rows = [make_run(seed=seed, clients_per_batch="auto", clients_together=24 + seed) for seed in (0, 1)]
+    assert set(label_runs(make_runs(*rows))["method_label"]) == {"FLoRA"}
+
+
+def test_runs_that_compute_otherwise_are_told_apart():
+    asked = [make_run(clients_per_batch=asked) for asked in (1, 8, "auto")]
+    assert label_runs(make_runs(*asked))["method_label"].nunique() == 3
+    threads = [make_run(**{"compute.threads": threads}) for threads in (1, 2)]
+    assert label_runs(make_runs(*threads))["method_label"].nunique() == 2
+
+
+def test_cost_without_full_fine_tuning_has_no_ratio():
+    table = cost_table(make_runs(make_run(), make_run("linear_probe")))
+    assert not any(cell.note for _, cells in table.rows for cell in cells)
+    assert "times less" not in table.caption
+
+
+def test_gpu_memory_is_a_column_only_where_it_was_measured():
+    assert "Peak GPU memory" not in cost_table(make_runs(make_run())).columns
+    assert "Peak GPU memory" in cost_table(make_runs(make_run(peak_gpu_memory_bytes=1e9))).columns
+
+
+def test_what_was_measured_beyond_the_test_set_has_a_table_and_else_there_is_none():
+    assert beyond_table(make_runs(make_run())) is None
+    rows = [
+        make_run(seed=seed, client_worst_accuracy=worst, new_accuracy=new)
+        for seed, worst, new in ((0, 0.5, 0.61), (1, 0.6, 0.63))
+    ]
+    rows.append(make_run("linear_probe", client_worst_accuracy=0.4, new_accuracy=np.nan))
+    table = beyond_table(make_runs(*rows))
+    assert table.columns == ["Method", "Worst client", "New classes, after"]
+    shown = {name: [cell.text for cell in cells] for name, cells in table.rows}
+    # two values a tenth apart: t = 12.706, their standard deviation 0.0707
+    assert shown["FLoRA"] == ["55.0 ± 63.5", "62.0 ± 12.7"]
+    assert shown["Linear probe"] == ["40.0", "–"]
+
+
+def test_markdown_table_is_rectangular():
+    lines = accuracy_table(make_results()[0]).to_markdown().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + 5
+    assert {line.count("|") for line in rows} == {8}
+
+
+def test_html_table_is_escaped():
+    html = accuracy_table(make_runs(make_run("<script>alert(1)</script>"))).to_html()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
