@@ -29,7 +29,8 @@ from bench.config import PRECOMPUTED, RunConfig
 from bench.frozen import AT_ONCE
 from bench.images import KEPT_BYTES
 from bench.inputs import divided
-from bench.measure.tensors import CAUSES, Counter
+from bench.measure.causes import CAUSES
+from bench.measure.tensors import Counter
 from bench.models import load_shapes, open_clip_config
 from flora import client
 from flora.clip import ENCODED

@@ -565,9 +565,7 @@ def load_results(
     rows = [row_of(path, run) for path, run in read_runs(results, on_damage)]
     if not rows:
         raise nothing_in(results)
-    rows.sort(key=lambda row: row_order(row.values))
-    shapes = [row.shape for row in rows]
-    return frame_of({name: [row.values.get(name) for row in rows] for name in names_of(shapes)}, shapes)
+    return results_frame(rows)
 
 
 def load_rounds(results: Path | str | Sequence[Path]) -> DataFrame:
@@ -586,18 +584,25 @@ def load_rounds(results: Path | str | Sequence[Path]) -> DataFrame:
     Raises:
         BadInput: if there is none, or one of them is damaged.
     """
-    import pandas as pd
-
     paths = run_files(results) if isinstance(results, Path | str) else results
     runs = sorted(read_runs(paths), key=lambda read: row_order(row_of(*read).values))
     if not runs:
         raise nothing_in(results)
-    rows = [
-        {**_keys(run["config"]), "config_hash": run["config_hash"], **row}
-        for _, run in runs
-        for row in _round_rows(run)
-    ]
-    frame = pd.json_normalize(rows)
+    return rounds_frame(row for _, run in runs for row in round_rows(run))
+
+
+def results_frame(rows: Sequence[Row]) -> DataFrame:
+    """Make the table of `load_results` of its rows, in whatever order they come."""
+    ordered = sorted(rows, key=lambda row: row_order(row.values))
+    shapes = [row.shape for row in ordered]
+    return frame_of({name: [row.values.get(name) for row in ordered] for name in names_of(shapes)}, shapes)
+
+
+def rounds_frame(rows: Iterable[dict[str, Any]]) -> DataFrame:
+    """Make the table of `load_rounds` of its rows, as `round_rows` gives them."""
+    import pandas as pd
+
+    frame = pd.json_normalize(list(rows))
     return _with_integer_shots(frame.astype({name: float for name in ("accuracy", "loss") if name in frame}))
 
 
@@ -768,6 +773,12 @@ def hashable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: hashable(item) for key, item in value.items()}
     return value
+
+
+def round_rows(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give the rows of `load_rounds` that a run makes."""
+    keys = {**_keys(run["config"]), "config_hash": run["config_hash"]}
+    return (keys | row for row in _round_rows(run))
 
 
 def _round_rows(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

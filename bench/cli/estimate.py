@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.measure.causes import CAUSES
+
 if TYPE_CHECKING:
     from bench.calibration import Calibration
     from bench.config import RunConfig
     from bench.estimate import Estimate
 
 REFERENCE = "full_finetune"
-CAUSES = ("parameters", "gradients", "optimizer_state", "activations", "buffers")
 
 # What commands that foretell time take.
 NoTime = Annotated[bool, typer.Option("--no-time", help="Leave time out, and measure nothing.")]

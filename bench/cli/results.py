@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import operator
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.selection import fields_of, is_ordered, plain, selected, text_of
 from flora.errors import BadInput
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 FIGURES = ("accuracy", "train_seconds", "bytes", "peak_memory_bytes", "payload_bytes")
 """What is shown of each run; "bytes" is what it sent both ways."""
@@ -27,16 +24,6 @@ STATISTICS = ("mean", "std", "min", "max")
 
 _NAMES = ("task", "model", "method", "split")
 _MEASURED = ("split.fingerprint", "split.label_skew")
-_CONDITION = re.compile(r"\s*([^<>=!\s]+)\s*(<=|>=|!=|=|<|>)\s*([^<>=!]*?)\s*")
-_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "=": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-
 # What commands that choose among results take.
 Where = Annotated[
     list[str] | None,
@@ -73,9 +60,9 @@ def results(
         _say(line)
     if len(runs) == 0:
         _say(f"none of {len(every):,} runs is such that {' and '.join(where or [])}")
-    named = _fields(every, columns, "--columns") if columns else []
+    named = fields_of(every, columns, "--columns") if columns else []
     figures = named or [name for name in FIGURES if name in runs]
-    groups = _fields(every, by, "--by") if by else []
+    groups = fields_of(every, by, "--by") if by else []
     table = _sorted(_grouped(runs, groups, figures) if groups else runs, sort)
     table = table if limit is None else table.head(limit)
     if as_json or as_csv:
@@ -111,74 +98,6 @@ def read(folder: Path, rebuild: bool = False) -> DataFrame:
     return runs
 
 
-def selected(runs: DataFrame, where: Sequence[str]) -> Series[bool]:
-    """Say which runs meet all conditions, such as "method=flora" or "accuracy>=0.5".
-
-    Raises:
-        BadInput: a condition is none, or of a field that there is not, or compares what has no order.
-    """
-    import pandas as pd
-
-    chosen = pd.Series(True, index=runs.index)
-    for condition in where:
-        found = _CONDITION.fullmatch(condition)
-        if not found:
-            raise BadInput(f"--where: {condition!r} must be FIELD=VALUE, or with !=, <, <=, > or >=")
-        name, sign, text = found.groups()
-        (field,) = _fields(runs, name, "--where")
-        values = runs[field]
-        if sign not in ("=", "!=") and (_number(text) is None or not values.map(_is_ordered).all()):
-            raise BadInput(f"--where: {condition!r} compares what is no number; use = or !=")
-        chosen &= values.map(partial(_meets, sign=sign, text=text)).astype(bool)
-    return chosen
-
-
-def _meets(value: Any, sign: str, text: str) -> bool:
-    known, number = _plain(value), _number(text)
-    if known is None:
-        return (text == "none") == (sign == "=") and sign in ("=", "!=")
-    if number is not None and isinstance(known, int | float) and not isinstance(known, bool):
-        return _OPERATORS[sign](known, number)
-    return _OPERATORS[sign](_text(known), text.lower() if isinstance(known, bool) else text)
-
-
-def _is_ordered(value: Any) -> bool:
-    known = _plain(value)
-    return known is None or (isinstance(known, int | float) and not isinstance(known, bool))
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _plain(value: Any) -> Any:
-    """Return a cell of a table as JSON knows it; what is missing, as None."""
-    if isinstance(value, tuple | list | dict):
-        return value
-    import pandas as pd
-
-    if pd.isna(value):
-        return None
-    return value.item() if hasattr(value, "item") else value
-
-
-def _fields(runs: DataFrame, names: str, option: str) -> list[str]:
-    """Find the columns that an option names, separated by commas."""
-    found = [name.strip() for name in names.split(",") if name.strip()]
-    if not found:
-        raise BadInput(f"{option}: {names!r} must be fields, separated by commas")
-    known = [str(field) for field in runs]
-    for name in found:
-        if name not in known:
-            alike = [field for field in known if field.endswith(f".{name}")] or get_close_matches(name, known)
-            hint = f"did you mean {alike[0]!r}?" if alike else "--json shows all there are"
-            raise BadInput(f"{option}: there is no field {name!r}; {hint}")
-    return list(dict.fromkeys(found))
-
-
 def _telling(runs: DataFrame) -> list[str]:
     """Choose what to show of runs: the settings that differ, and the figures.
 
@@ -204,7 +123,7 @@ def _grouped(runs: DataFrame, by: Sequence[str], figures: Sequence[str]) -> Data
     """Take means over the runs of each group."""
     import pandas as pd
 
-    wrong = [name for name in figures if not runs[name].map(_is_ordered).all()]
+    wrong = [name for name in figures if not runs[name].map(is_ordered).all()]
     if wrong:
         raise BadInput(f"--columns: {wrong[0]!r} is no number, and has no mean to group for")
     rows = []
@@ -224,9 +143,9 @@ def _sorted(table: DataFrame, sort: str | None) -> DataFrame:
     name = sort.removeprefix("-")
     if f"{name}.mean" in table:
         name = f"{name}.mean"
-    (field,) = _fields(table, name, "--sort")
+    (field,) = fields_of(table, name, "--sort")
     # names and numbers in one column have no order among them, unless numbers come first
-    rank = table[field].map(lambda value: (isinstance(_plain(value), str), _plain(value)))
+    rank = table[field].map(lambda value: (isinstance(plain(value), str), plain(value)))
     known = table[table[field].notna()]
     order = sorted(known.index, key=lambda row: rank[row], reverse=sort.startswith("-"))
     return table.loc[[*order, *table.index[table[field].isna()]]]
@@ -250,7 +169,7 @@ def _spread(mean: str, std: str, low: str, high: str) -> str:
 def _shown(name: str, value: Any) -> str:
     from bench.report.text import bytes_text, duration_text
 
-    known = _plain(value)
+    known = plain(value)
     if known is None:
         return ""
     if isinstance(known, int | float) and not isinstance(known, bool):
@@ -262,14 +181,7 @@ def _shown(name: str, value: Any) -> str:
             return duration_text(known)
         if isinstance(known, float):
             return f"{known:.6g}"
-    return _text(known)
-
-
-def _text(value: Any) -> str:
-    """Write a value as it is given on the command line."""
-    if isinstance(value, tuple | list):
-        return "+".join(map(_text, value))
-    return value if isinstance(value, str) else json.dumps(value)
+    return text_of(known)
 
 
 def _print(columns: dict[str, list[str]]) -> None:

@@ -72,7 +72,8 @@ def _chosen(target: Path, where: Sequence[str] | None, state: str | None) -> lis
     }
     folders = [folder for folder in found if _is_below(folder, target)]
     if where:
-        from bench.cli.results import read, selected
+        from bench.cli.results import read
+        from bench.selection import selected
 
         runs = read(target)
         met = {Path(path).parent for path in runs[selected(runs, where)]["path"]}

@@ -20,7 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-CAUSES = ("parameters", "gradients", "optimizer_state", "activations", "buffers")
+from bench.measure.causes import CAUSES
+
 NOTHING: Mapping[str, Iterable[Tensor]] = MappingProxyType({})
 
 

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.measure.causes import CAUSES
 from bench.measure.clock import COUNT
-from bench.measure.tensors import CAUSES, Counter
+from bench.measure.tensors import Counter
 from flora.events import Events, Listener, Phase, Work
 from flora.features import Batch
 
