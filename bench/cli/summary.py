@@ -95,4 +95,5 @@ def _print(console: Console, table: Table) -> None:
 def _cell(cell: Cell) -> Text:
     note = f"\n({cell.note})" if cell.note else ""
     marks = f" {BELOW}" * cell.below + f" {BROKEN}" * cell.broken
-    return Text(f"{cell.text}{note}{marks}", style="bold" if cell.best else "")
+    style = "bold" if cell.best else "underline" if cell.second else ""
+    return Text(f"{cell.text}{note}{marks}", style=style)

@@ -1,4 +1,4 @@
-"""Tables beside those of accuracy and cost: best round and last, paired differences, what a target took."""
+"""Tables beside those of accuracy and cost: best round and last, tests, ranks, what a target took."""
 
 from __future__ import annotations
 
@@ -7,26 +7,34 @@ from typing import Any
 
 import pandas as pd
 
+from bench.report.leads import welch
 from bench.report.names import label_runs, shots_label, without_deployed_twins
-from bench.report.statistics import mean_interval, paired_differences
+from bench.report.ranking import RANK_CELL, critical_difference, friedman_p, mean_ranks, score_matrix
+from bench.report.statistics import holm, mean_interval, paired_differences
 from bench.report.tables import (
     BELOW,
     CELL,
+    OUR_DIGITS,
     ROW,
     Cell,
     Quantity,
     Table,
     below_zero_shot,
+    interval_text,
     percent,
     slug_of,
+    spans,
     where_of,
 )
 from bench.report.targets import QUANTITIES, common_target, to_target_frame
-from bench.report.text import ABSENT, bytes_text, digits, n_text, slug
+from bench.report.text import ABSENT, Digits, bytes_text, n_text, slug
+from bench.report.text import digits as digits_text
 from bench.report.times import which_time
 from bench.store import ROUND_WORK
 
 SIGNIFICANT = 0.05
+
+_GROUPS: Any = {"dropna": False, "observed": True}
 
 _BEST = {
     "accuracy": "Last round",
@@ -37,14 +45,14 @@ _BEST = {
     "client_worst_accuracy": "Worst client",
 }
 _TO_TARGET = {
-    "seconds": Quantity("seconds", "Seconds", digits),
-    "deployment_seconds": Quantity("deployment_seconds", "Seconds, clients at once", digits),
+    "seconds": Quantity("seconds", "Seconds", digits_text),
+    "deployment_seconds": Quantity("deployment_seconds", "Seconds, clients at once", digits_text),
     "bytes": Quantity("bytes", "Bytes", bytes_text),
-    "joules": Quantity("joules", "Joules", digits),
+    "joules": Quantity("joules", "Joules", digits_text),
 }
 
 
-def best_round_table(runs: pd.DataFrame) -> Table | None:
+def best_round_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table | None:
     """Accuracy after the last round beside that of the best; for the runs of one task, model, split, shots.
 
     None where the best round was not kept.
@@ -55,23 +63,23 @@ def best_round_table(runs: pd.DataFrame) -> Table | None:
         return None
     means = {column: mean_interval(runs, [*ROW, "method"], column) for column in measured}
     data = pd.concat([table.assign(quantity=column) for column, table in means.items()], ignore_index=True)
-    below = {column: below_zero_shot(runs, column) for column in measured}
+    below = {column: below_zero_shot(runs, column, digits) for column in measured}
     measures: Any = data.itertuples()
     entries = {
         (str(row.method_label), row.quantity): Cell(
-            _round_text(row) if row.quantity == "best_round" else percent(row.mean, row.half_width),
+            _round_text(row) if row.quantity == "best_round" else percent(row.mean, row.half_width, digits),
             below=below[row.quantity].get(str(row.method_label), False),
         )
         for row in measures
     }
     methods = [str(name) for name in runs["method_label"].cat.remove_unused_categories().cat.categories]
     where, n = where_of(runs), runs.groupby(ROW, dropna=False, observed=True).size()
-    interval = " ± half width of the 95 % t-interval" if data["half_width"].notna().any() else ""
     mark = f" {BELOW}: below zero-shot." if any(cell.below for cell in entries.values()) else ""
     return Table(
         name=f"best-round-{slug_of(runs)}-{slug(where)}",
-        caption=f"Last round and best ({where}, %), {n_text(n)}{interval}. The best is chosen on the test "
-        f"set itself, so it flatters; all other columns are after the last round.{mark}",
+        caption=f"Last round and best ({where}, %), {n_text(n)}{interval_text(data)}. "
+        "The best is chosen on the test set itself, so it flatters; all other columns are after the last "
+        f"round.{mark}",
         groups=[],
         columns=["Method", *(_BEST[column] for column in measured)],
         rows=[(name, [entries.get((name, column), Cell(ABSENT)) for column in measured]) for name in methods],
@@ -79,14 +87,15 @@ def best_round_table(runs: pd.DataFrame) -> Table | None:
     )
 
 
-def paired_table(runs: pd.DataFrame) -> Table | None:
+def paired_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table | None:
     """FLoRA, or the first trained method, against each other one over the same seeds; of one task and model.
 
-    The table shows what is fit to be read; its data hold all pairs. None where nothing can be paired.
+    Where two methods share fewer than two seeds and each has several, paired tests are impossible: their
+    difference is then unpaired, with Welch's test, as the caption says. The table shows what is fit to be
+    read; its data hold all pairs. None where there is nothing to compare.
     """
     runs = without_deployed_twins(label_runs(runs))
-    data = paired_differences(runs)
-    reference = _reference(runs)
+    data, reference = differences_frame(runs), _reference(runs)
     data = data.sort_values(["shots", "split_label"], na_position="first", kind="stable")
     mine = data[(data["method_label"] == reference) | (data["other_label"] == reference)]
     if reference is None or mine.empty:
@@ -100,31 +109,152 @@ def paired_table(runs: pd.DataFrame) -> Table | None:
         turned = row["other_label"] == reference
         other = row["method_label"] if turned else row["other_label"]
         level = shots_label(row["shots"]), str(row["split_label"])
-        entries[other, *level] = _difference_cell(row, -1 if turned else 1)
+        entries[other, *level] = _difference_cell(row, -1 if turned else 1, digits)
     others = [name for name in map(str, runs["method_label"].cat.categories) if name != reference]
     rows = [
         (name, [entries.get((name, *level), Cell(ABSENT)) for level in levels])
         for name in others
         if any((name, *level) in entries for level in levels)
     ]
-    shots = list(dict.fromkeys(level[0] for level in levels))
     return Table(
         name=f"paired-{slug_of(runs)}",
-        caption=_paired_caption(reference, data),
-        groups=[(name, sum(level[0] == name for level in levels)) for name in shots],
+        caption=_paired_caption(reference, mine, data),
+        groups=spans([shots for shots, _ in levels]),
         columns=[f"{reference} minus", *(split for _, split in levels)],
         rows=rows,
         data=data,
     )
 
 
-def to_target_table(runs: pd.DataFrame, rounds: pd.DataFrame, target: float | None = None) -> Table | None:
+def differences_frame(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every pair of methods, paired over common seeds where there are any that tell, else unpaired.
+
+    Returns:
+        As ``statistics.paired_differences`` gives it, with ``test``: "paired" or "unpaired". The latter are
+        pairs that share no seed, or one where each has several: ``n`` and ``other_n`` are their seeds,
+        ``t_p`` is Welch's, its ``t_p_holm`` corrected over the unpaired pairs of the task and model, of which
+        ``family`` is the number.
+    """
+    runs = label_runs(runs)
+    paired, unpaired = paired_differences(runs).assign(test="paired"), _unpaired(runs)
+    pair = [*CELL, "method_label", "other_label"]
+    both = unpaired[pair].merge(paired[[*pair, "n"]], on=pair, how="left")["n"].fillna(0).to_numpy()
+    known = unpaired["half_width"].notna().to_numpy()
+    unpaired = unpaired[(both == 0) | ((both == 1) & known)]
+    if unpaired.empty:
+        return paired
+    families = unpaired.groupby(["task", "model"], sort=False)["t_p"]
+    unpaired = unpaired.assign(
+        t_p_holm=families.transform(lambda values: holm(values.to_numpy(float))),
+        family=families.transform("count"),
+        test="unpaired",
+    )
+    replaced = paired[pair].merge(unpaired[pair], on=pair, how="left", indicator=True)["_merge"] == "both"
+    kept = [frame for frame in (paired[~replaced.to_numpy()], unpaired) if len(frame)]
+    return pd.concat(kept, ignore_index=True).reindex(columns=[*paired.columns, "other_n"])
+
+
+def _unpaired(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every pair of methods of a cell by Welch's test."""
+    means = mean_interval(runs, ROW, "accuracy")
+    pairs = means.merge(means, on=CELL, suffixes=("", "_other"))
+    pairs = pairs[pairs["method_label"] < pairs["method_label_other"]].reset_index(drop=True)
+    other = pairs[["n_other", "mean_other", "std_other"]].set_axis(["n", "mean", "std"], axis=1)
+    difference, half, p = welch(pairs, other)
+    return pairs[CELL].assign(
+        method_label=pairs["method_label"].astype(str),
+        other_label=pairs["method_label_other"].astype(str),
+        n=pairs["n"],
+        other_n=pairs["n_other"],
+        mean=difference,
+        half_width=half,
+        t_p=p,
+    )
+
+
+def ranks_table(runs: pd.DataFrame) -> Table | None:
+    """Mean rank of each method over the data sets, with Friedman's test, by model, split and shots.
+
+    The best rank is marked where it is further from each other than Nemenyi's critical difference; else all
+    that are within it. None where no two methods share two data sets.
+    """
+    runs = without_deployed_twins(label_runs(runs))
+    data = mean_ranks(runs)
+    data = data[(data["n"] > 1) & (data.groupby(RANK_CELL, **_GROUPS)["n"].transform("size") > 1)]
+    if data.empty:
+        return None
+    tested = [
+        dict(zip(RANK_CELL, key, strict=True)) | {"p": friedman_p(score_matrix(cell))}
+        for key, cell in runs.groupby(RANK_CELL, **_GROUPS)
+    ]
+    tests = pd.DataFrame(tested).astype({"shots": "Int64", "split_label": data["split_label"].dtype})
+    data = data.merge(tests.rename(columns={"p": "friedman_p"}), on=RANK_CELL, how="left")
+    sizes = data.groupby(RANK_CELL, **_GROUPS)["n"].transform("size")
+    data["critical_difference"] = [
+        critical_difference(int(size), int(n)) for size, n in zip(sizes, data["n"], strict=True)
+    ]
+    return _ranks_table(runs, data)
+
+
+def _ranks_table(runs: pd.DataFrame, data: pd.DataFrame) -> Table:
+    cells = [cell for _, cell in data.groupby(RANK_CELL, **_GROUPS, sort=True)]
+    columns = [_rank_cells(cell) for cell in cells]
+    methods = [str(name) for name in data["method_label"].cat.remove_unused_categories().cat.categories]
+    foot = {
+        "Data sets": [Cell(f"{cell['n'].iloc[0]}") for cell in cells],
+        "Critical difference": [Cell(f"{cell['critical_difference'].iloc[0]:.2f}") for cell in cells],
+        "Friedman's p": [Cell(_p_text(cell["friedman_p"].iloc[0])) for cell in cells],
+    }
+    marked = [cell for column in columns for cell in column.values()]
+    return Table(
+        name="ranks",
+        caption=_ranks_caption(runs, marked, data),
+        groups=spans([str(cell["model"].iloc[0]) for cell in cells]),
+        columns=["Method", *(where_of(cell) for cell in cells)],
+        rows=[
+            *((name, [column.get(name, Cell(ABSENT)) for column in columns]) for name in methods),
+            *foot.items(),
+        ],
+        data=data,
+        foot=len(foot),
+    )
+
+
+def _rank_cells(cell: pd.DataFrame) -> dict[str, Cell]:
+    """The mean ranks of one column; nothing is marked unless Friedman's test tells the methods apart."""
+    ranks, lowest = cell["mean_rank"], cell["mean_rank"].min()
+    near = (ranks - lowest < cell["critical_difference"]) & (cell["friedman_p"] < SIGNIFICANT)
+    return {
+        str(name): Cell(
+            f"{rank:.2f}", best=bool(level and near.sum() == 1), second=bool(level and near.sum() > 1)
+        )
+        for name, rank, level in zip(cell["method_label"], ranks, near, strict=True)
+    }
+
+
+def _ranks_caption(runs: pd.DataFrame, cells: list[Cell], data: pd.DataFrame) -> str:
+    n = runs.groupby(ROW, **_GROUPS).size()
+    sentences = [
+        f"Mean rank over the data sets that all methods ran, by accuracy ({n_text(n)} each); 1 is best.",
+        "Friedman's p: of the test that the methods differ in nothing but chance.",
+        *([f"{ABSENT}: too few data sets or methods."] if data["friedman_p"].isna().any() else []),
+        "Critical difference: by how much two mean ranks must differ for Nemenyi's test at 5 %.",
+        *(["Bold: lower than each other by that."] if any(cell.best for cell in cells) else []),
+        *(["Underlined: not told from the lowest."] if any(cell.second for cell in cells) else []),
+    ]
+    return " ".join(sentences)
+
+
+def to_target_table(
+    runs: pd.DataFrame, rounds: pd.DataFrame, target: float | None = None, digits: Digits = OUR_DIGITS
+) -> Table | None:
     """What each method took until a target accuracy; for the runs of one task, model, split and shots.
 
     Args:
         runs: one row a run.
         rounds: of these runs, and maybe others.
         target: accuracy, above 0 and at most 1; if not given, `bench.report.targets.common_target`.
+        digits: how exactly numbers are written.
 
     Returns:
         The table, its data one row a method and quantity; None where nothing was trained.
@@ -148,11 +278,11 @@ def to_target_table(runs: pd.DataFrame, rounds: pd.DataFrame, target: float | No
     rows = []
     for index, row in enumerate(any_frame.to_dict("records")):
         cells = [Cell(f"{row['reached']} of {row['runs']}")]
-        cells += [_amount_cell(entries[index], _TO_TARGET[key]) for key, entries in amounts.items()]
+        cells += [_amount_cell(entries[index], _TO_TARGET[key], digits) for key, entries in amounts.items()]
         if missed:
             # never below zero-shot, as that is round 0
             best = row["best_not_reached"]
-            cells.append(Cell(ABSENT if pd.isna(best) else f"{100 * best:.1f}"))
+            cells.append(Cell(ABSENT if pd.isna(best) else percent(best, float("nan"), digits)))
         rows.append((str(row["method_label"]), cells))
     data = pd.concat([frame.assign(quantity=key) for key, frame in shown.items()], ignore_index=True)
     headings = [_TO_TARGET[key].heading for key in shown]
@@ -185,13 +315,16 @@ def _reference(runs: pd.DataFrame) -> str | None:
     return str(labels[0]) if len(labels) else None
 
 
-def _difference_cell(row: Mapping[Any, Any], sign: int) -> Cell:
-    half = "" if pd.isna(row["half_width"]) else f" ± {100 * row['half_width']:.1f}"
+def _difference_cell(row: Mapping[Any, Any], sign: int, digits: Digits) -> Cell:
+    decimals = digits.accuracy
+    half = "" if pd.isna(row["half_width"]) else f" ± {100 * row['half_width']:.{decimals}f}"
     t_p, rank_p = row["t_p_holm"], row["wilcoxon_p_holm"]
+    tested = _p_text(t_p) if row["test"] == "unpaired" else f"{_p_text(t_p)}; {_p_text(rank_p)}"
     known = not (pd.isna(t_p) and pd.isna(rank_p))
+    word = "unpaired" if row["test"] == "unpaired" else ""
     return Cell(
-        f"{100 * sign * row['mean']:+.1f}{half}".replace("-", "\N{MINUS SIGN}"),
-        note=f"p {_p_text(t_p)}; {_p_text(rank_p)}" if known else "",
+        f"{100 * sign * row['mean']:+.{decimals}f}{half}".replace("-", "\N{MINUS SIGN}"),
+        note=", ".join(filter(None, (f"p {tested}" if known else "", word))),
         best=bool(t_p < SIGNIFICANT),
     )
 
@@ -202,35 +335,59 @@ def _p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
-def _paired_caption(reference: str, data: pd.DataFrame) -> str:
-    seeds = f"over the same seeds and splits of the data, {n_text(data['n'])}"
-    text = f"Accuracy of {reference} minus that of each other method (points), {seeds}"
+def _paired_caption(reference: str, mine: pd.DataFrame, data: pd.DataFrame) -> str:
+    paired, unpaired = (mine[mine["test"] == test] for test in ("paired", "unpaired"))
+    what = f"Accuracy of {reference} minus that of each other method (points)"
+    sentences = []
+    if len(paired):
+        seeds = n_text(data.loc[data["test"] == "paired", "n"])
+        sentences.append(f"{what}, over the same seeds and splits of the data, {seeds}{interval_text(mine)}.")
+        sentences += _paired_text(data[data["test"] == "paired"])
+    else:
+        sentences.append(f"{what}{interval_text(mine)}. No method shares seeds and splits with {reference}: "
+                         "paired tests are impossible.")  # fmt: skip
+    if len(unpaired):
+        sentences += _unpaired_text(data[data["test"] == "unpaired"], bool(len(paired)))
+    if (mine["t_p_holm"] < SIGNIFICANT).any():
+        sentences.append(f"Bold: p of the t-test below {SIGNIFICANT}.")
+    return " ".join([*sentences, "All pairs: see the CSV file of this table."])
+
+
+def _paired_text(data: pd.DataFrame) -> list[str]:
     if data["n"].max() == 1:
-        return f"{text}; one difference has no test."
-    family = int(data["family"].max())
-    return (
-        f"{text} ± half width of the 95 % t-interval. In brackets: p of the paired t-test; of Wilcoxon's "
-        f"signed-rank test; both after Holm's correction over the {family} pairs of methods, splits and "
-        f"shots ({ABSENT}: all differences the same and not zero). Bold: p of the t-test below "
-        f"{SIGNIFICANT}. All pairs: see the CSV file of this table."
-    )
+        return ["One difference has no test."]
+    return [
+        "In brackets: p of the paired t-test; of Wilcoxon's signed-rank test; both after Holm's correction "
+        f"over the {int(data['family'].max())} pairs of methods, splits and shots ({ABSENT}: all differences "
+        "the same and not zero)."
+    ]
 
 
-def _amount_cell(row: Mapping[Any, Any], quantity: Quantity) -> Cell:
-    if pd.isna(row["mean"]):
+def _unpaired_text(data: pd.DataFrame, besides: bool) -> list[str]:
+    where = "Unpaired, where too few seeds are shared for a paired test" if besides else "Unpaired"
+    if data["t_p"].isna().all():
+        return [f"{where}: differences of the means, which of one seed have no test."]
+    return [
+        f"{where}: differences of the means, p of Welch's t-test after Holm's correction over the "
+        f"{int(data['family'].max())} such pairs."
+    ]
+
+
+def _amount_cell(row: Mapping[Any, Any], quantity: Quantity, digits: Digits) -> Cell:
+    mean, half = row["mean"], row["half_width"]
+    if pd.isna(mean):
         return Cell(ABSENT)
-    half = row["half_width"]
-    return Cell(quantity.text(row["mean"]) + ("" if pd.isna(half) else f" ± {quantity.text(half)}"))
+    interval = "" if pd.isna(half) else f" ± {quantity.written(half, digits)}"
+    return Cell(quantity.written(mean, digits) + interval)
 
 
 def _to_target_caption(
     where: str, target: float, trained: pd.DataFrame, shown: set[str], missed: bool, data: pd.DataFrame
 ) -> str:
-    interval = " ± half width of the 95 % t-interval" if data["half_width"].notna().any() else ""
     n = trained.groupby([*CELL, "method_label"], dropna=False, observed=True).size()
     sentences = [
         f"To an accuracy of {target:.0%} ({where}): what had been spent when a round first ended at or above "
-        f"it, {n_text(n)}{interval}, of the seeds that reached it alone."
+        f"it, {n_text(n)}{interval_text(data)}, of the seeds that reached it alone."
     ]
     if "seconds" in shown:
         sentences.append(f"Seconds: {', '.join(ROUND_WORK[:-1])} and {ROUND_WORK[-1]}, added up.")

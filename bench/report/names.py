@@ -6,12 +6,15 @@ name must not carry options that are the same everywhere: so labels are made for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from flora.errors import BadInput
 
 ALL_DATA = "all data"
 
@@ -72,11 +75,33 @@ _SETTING_SECTIONS = ("optimizer.", "model.", "data.", "evaluation.", "compute.")
 _PATHS = ("data.root",)
 
 AS_DEPLOYED = "as deployed"
+
+
+@dataclass(frozen=True)
+class Names:
+    """How an author calls things, and in which order they are to stand.
+
+    Attributes:
+        tasks, methods, splits: display names, by name; of methods and splits also by the label that would be
+            shown otherwise ("FLoRA (rank 8)"), which goes first.
+        task_order, method_order, split_order: names, or labels as they would be shown otherwise, from the
+            first on; what is not listed follows in the order of the report.
+    """
+
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    methods: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    task_order: Sequence[str] = ()
+    method_order: Sequence[str] = ()
+    split_order: Sequence[str] = ()
+
+
+OUR_NAMES = Names()
 _CELL = ["task", "model", "split_label", "shots"]
 
 
-def label_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add ``method_label`` and ``split_label``, ordered categories: sorting follows the report's order.
+def label_runs(runs: pd.DataFrame, names: Names = OUR_NAMES) -> pd.DataFrame:
+    """Add ``method_label``, ``split_label`` and ``task_label``, ordered categories: sorting follows them.
 
     Options of a method or split that vary within the set are named in its label, as is any other setting
     (learning rate, clients, device) in which runs of one method and cell differ: only seeds share a label.
@@ -84,9 +109,10 @@ def label_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         runs: one row a run, with ``task``, ``model``, ``method``, ``split``, ``shots`` and dotted options.
+        names: an author's own.
 
     Returns:
-        A renumbered copy with the two columns, and ``twin_label``, the method's without a word on
+        A renumbered copy with the columns, and ``twin_label``, the method's without a word on
         acceleration; the frame itself when it has them already.
     """
     if "method_label" in runs and "split_label" in runs:
@@ -96,12 +122,15 @@ def label_runs(runs: pd.DataFrame) -> pd.DataFrame:
         runs["device"] = runs["device"].str.partition(":")[0]
     if "codec.name" in runs:
         runs["codec"] = _codecs(runs)
-    runs["split_label"] = _labels(runs, "split", SPLITS, _shown_of_splits(runs))
-    shown = _shown_of_methods(runs)
-    runs["twin_label"] = _labels(runs, "method", METHODS, shown)
+    runs["task_label"] = _task_labels(runs, names)
+    runs["split_label"] = _labels(
+        runs, "split", SPLITS, _shown_of_splits(runs), names.splits, names.split_order
+    )
+    shown, methods = _shown_of_methods(runs), (names.methods, names.method_order)
+    runs["twin_label"] = _labels(runs, "method", METHODS, shown, *methods)
     if "acceleration" in runs and _varies(runs["acceleration"]):
         shown = shown.map(lambda columns: [*columns, "acceleration"])
-    runs["method_label"] = _labels(runs, "method", METHODS, shown)
+    runs["method_label"] = _labels(runs, "method", METHODS, shown, *methods)
     return runs
 
 
@@ -121,7 +150,7 @@ def label_rounds(rounds: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         rounds: one row a run and round, with ``config_hash``.
         runs: what ``label_runs`` returned.
     """
-    known = ["config_hash", "method_label", "split_label", "zero_shot_accuracy"]
+    known = ["config_hash", "task_label", "method_label", "split_label", "zero_shot_accuracy"]
     kept = [column for column in known if column in runs]
     return rounds.drop(columns=[c for c in kept[1:] if c in rounds]).merge(runs[kept], on="config_hash")
 
@@ -133,19 +162,56 @@ def shots_label(shots: Any) -> str:
     return f"{shots} shot" if shots == 1 else f"{shots} shots"
 
 
-def _labels(runs: pd.DataFrame, column: str, names: Mapping[str, str], shown: pd.Series) -> Any:
-    """The display names in ``column`` with, in brackets, the options that ``shown`` lists for each row."""
-    known = list(names)
-    order: dict[str, tuple] = {}
-    labels = []
-    for (_, row), columns in zip(runs.iterrows(), shown, strict=True):
+def _task_labels(runs: pd.DataFrame, names: Names) -> Any:
+    tasks = sorted(set(map(str, runs["task"])), key=lambda task: (_rank(names.task_order, task), task))
+    labels = {task: names.tasks.get(task, task) for task in tasks}
+    _refuse_twice(labels, "tasks")
+    return pd.Categorical(runs["task"].map(labels), categories=list(labels.values()), ordered=True)
+
+
+def _labels(
+    runs: pd.DataFrame,
+    column: str,
+    known: Mapping[str, str],
+    shown: pd.Series,
+    own: Mapping[str, str],
+    order: Sequence[str],
+) -> Any:
+    """The display names in ``column`` with, in brackets, the options that ``shown`` lists for each row.
+
+    Rows that agree in these share a label, which ``own`` may replace and ``order`` may put first.
+    """
+    ranks = {name: index for index, name in enumerate(known)}
+    keys, labels, places = [], dict[tuple, str](), dict[tuple, tuple]()
+    for columns, row in zip(shown, runs.to_dict("records"), strict=True):
         name = str(row[column])
         present = [c for c in columns if not _missing(row[c])]
-        options = ", ".join(filter(None, (_option_text(c, row[c]) for c in present)))
-        labels.append(f"{names.get(name, name)} ({options})" if options else names.get(name, name))
-        rank = known.index(name) if name in known else len(known)
-        order[labels[-1]] = (rank, name, [_sort_key(row[c]) for c in present])
-    return pd.Categorical(labels, categories=sorted(order, key=order.__getitem__), ordered=True)
+        key = (name, *(_option_text(c, row[c]) for c in present))
+        keys.append(key)
+        if key in labels:
+            continue
+        options = f" ({text})" if (text := ", ".join(filter(None, key[1:]))) else ""
+        standard = known.get(name, name) + options
+        labels[key] = own.get(standard, own.get(name, known.get(name, name)) + options)
+        first = min(_rank(order, wanted) for wanted in (name, standard, labels[key]))
+        places[key] = first, ranks.get(name, len(ranks)), name, [_sort_key(row[c]) for c in present]
+    _refuse_twice(labels, f"{column}s")
+    categories = dict.fromkeys(labels[key] for key in sorted(labels, key=places.__getitem__))
+    return pd.Categorical([labels[key] for key in keys], categories=list(categories), ordered=True)
+
+
+def _rank(order: Sequence[str], name: str) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def _refuse_twice(labels: Mapping[Any, str], what: str) -> None:
+    """Two that share a name would be averaged; only what is told apart by nothing may share one."""
+    owner: dict[str, Any] = {}
+    for key, label in labels.items():
+        if label in owner:
+            one, other = (" ".join(k) if isinstance(k, tuple) else k for k in (owner[label], key))
+            raise BadInput(f"names.{what}: {one!r} and {other!r} are both called {label!r}; name them apart")
+        owner[label] = key
 
 
 def _shown_of_splits(runs: pd.DataFrame) -> pd.Series:
@@ -177,7 +243,8 @@ def _shown_of_methods(runs: pd.DataFrame) -> pd.Series:
     for _, group in runs.groupby("method"):
         # A split may need settings of its own (a client for each domain): they must differ within a cell.
         columns = [c for c in options if _varies(group[c])]
-        columns += [c for c in settings if _varies_in_a_cell(group, c)]
+        # What never varies need not be looked for in every cell: of many, that takes seconds.
+        columns += [c for c in settings if _varies(group[c]) and _varies_in_a_cell(group, c)]
         shown[group.index] = [columns] * len(group)
     return shown
 

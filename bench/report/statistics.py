@@ -6,6 +6,7 @@ The interval is Student's: over three seeds its 95 % factor is 4.30, not the 1.9
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -24,6 +25,7 @@ _PAIR += ["t_p", "wilcoxon_p"]
 _ENUMERATED = 12  # the 4,096 choices of signs take no time
 
 
+@cache
 def t_factor(n: int, confidence: float = CONFIDENCE) -> float:
     """Return the two-sided quantile of Student's t for a mean of ``n`` values, NaN for fewer than two."""
     return float(stats.t.ppf((1 + confidence) / 2, n - 1)) if n > 1 else float("nan")

@@ -1,35 +1,51 @@
-"""The accuracy and cost tables: as data frames of numbers, and as text to be set in Markdown or HTML."""
+"""The accuracy and cost tables: as data frames of numbers, and as text in LaTeX, Markdown, HTML and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
+import numpy as np
 import pandas as pd
 
-from bench.report.names import METHODS, label_runs, shots_label
-from bench.report.statistics import mean_interval, ratio_to
+from bench.report.leads import PAIRED, UNKNOWN, UNPAIRED, mark_leads
+from bench.report.names import METHODS, label_runs, shots_label, without_deployed_twins
+from bench.report.statistics import mean_interval, ratio_to, t_factor
 from bench.report.text import (
     ABSENT,
+    Digits,
     bytes_text,
-    digits,
     escape_markdown,
     keep_brackets_whole,
     n_text,
     operations_text,
     slug,
 )
+from bench.report.text import digits as digits_text
 from bench.report.times import DEPLOYED_MEANS, which_time, with_times
 
+if TYPE_CHECKING:
+    from bench.report.styles import Look
+
+_COMPARED = {
+    PAIRED: "paired by seed and split of the data",
+    UNPAIRED: "unpaired (Welch) where fewer than two seeds are shared",
+    UNKNOWN: "unknown where one of the two has a single seed",
+}
 BELOW = "▼"
 BROKEN = "‡"
+OUR_DIGITS = Digits()
 # Zero-shot accuracies of one model further apart than this were measured on different images.
 SAME_TEST_SET = 1e-9
 CELL = ["task", "model", "split_label", "shots"]
 ROW = [*CELL, "method_label"]
+_ACROSS = ["model", "split_label", "shots"]
+_MEAN = "mean over data sets"
 
 
 @dataclass(frozen=True)
@@ -41,15 +57,21 @@ class Quantity:
 
     column: str
     heading: str
-    text: Callable[[float], str]
+    text: Callable[..., str]
     compared: bool = True
     further: bool = False
+
+    def written(self, value: float, digits: Digits) -> str:
+        """Return a value as text, with as many significant digits as asked for unless it is a count."""
+        if self.text in (digits_text, bytes_text, operations_text):
+            return self.text(value, digits.cost)
+        return self.text(value)
 
 
 # In what a method as deployed is set beside itself accelerated.
 DEPLOYED = (
-    Quantity("round_seconds", "Round (s)", digits),
-    Quantity("from_nothing_seconds", "Total from nothing (s)", digits),
+    Quantity("round_seconds", "Round (s)", digits_text),
+    Quantity("from_nothing_seconds", "Total from nothing (s)", digits_text),
     Quantity("accuracy", "Accuracy (%)", lambda value: f"{100 * value:.1f}", compared=False),
 )
 
@@ -77,11 +99,15 @@ BEFORE = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table: its text, a second text in brackets, and its marks."""
+    """One entry of a table: its text, a second text in brackets, and its marks.
+
+    The ``best`` is bold; ``second``, the next or all that are level with the highest, is underlined.
+    """
 
     text: str
     note: str = ""
     best: bool = False
+    second: bool = False
     below: bool = False
     broken: bool = False
 
@@ -97,6 +123,7 @@ class Table:
         columns: a heading a column, that of the row names first.
         rows: row name and cells.
         data: the numbers behind it, one row an entry.
+        foot: how many of the last rows sum up the others and stand apart.
     """
 
     name: str
@@ -105,6 +132,21 @@ class Table:
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
     data: pd.DataFrame
+    foot: int = 0
+
+    def to_latex(self, look: Look | None = None) -> str:
+        """Return the table as a LaTeX float, as wide as it must be of ``look``'s column and page.
+
+        It needs `bench.report.latex.PREAMBLE`, which it names in a comment.
+        """
+        from bench.report.latex import table_latex
+        from bench.report.styles import SANS
+
+        return table_latex(self, look or SANS)
+
+    def to_csv(self) -> str:
+        """Return the numbers behind the table, unrounded."""
+        return self.data.to_csv(index=False, lineterminator="\n")
 
     def to_markdown(self, label: str = "") -> str:
         """Return the table as a Markdown pipe table under its caption, which ``label`` ("Table 1") opens."""
@@ -116,6 +158,16 @@ class Table:
         return environment().get_template("table.html.j2").render(table=self, label=label)
 
     @property
+    def body(self) -> list[tuple[str, list[Cell]]]:
+        """The rows that are not the foot."""
+        return self.rows[: len(self.rows) - self.foot]
+
+    @property
+    def summary(self) -> list[tuple[str, list[Cell]]]:
+        """The rows of the foot."""
+        return self.rows[len(self.rows) - self.foot :]
+
+    @property
     def headings(self) -> list[str]:
         """One heading a column where there is one line for them: its own, followed by that of its group."""
         spans = [text for text, span in self.groups for _ in range(span)] or [""] * len(self.columns[1:])
@@ -125,6 +177,7 @@ class Table:
         return [self.columns[0], *own]
 
 
+@cache
 def environment() -> jinja2.Environment:
     """The templates beside this module: HTML escapes everything by itself, Markdown through ``md``."""
     made = jinja2.Environment(
@@ -150,30 +203,35 @@ def zero_shot_reference(runs: pd.DataFrame, by: Sequence[str] = CELL) -> pd.Data
     return table.rename(columns={"mean": "zero_shot"})[[*by, "zero_shot"]]
 
 
-def accuracy_frame(runs: pd.DataFrame) -> pd.DataFrame:
+def accuracy_frame(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> pd.DataFrame:
     """Accuracy after the last round: mean over seeds, interval and marks.
 
     Args:
         runs: one row a complete run.
+        digits: how exactly accuracies are printed: what prints the same is level.
 
     Returns:
         One row a task, model, split, shots and method: ``n``, ``mean``, ``std``, ``half_width`` (0 to 1),
-        ``zero_shot`` (of the same test sets), ``best`` (highest of the trained methods of its cell, as far
-        as the printed digit tells them apart) and ``below_zero_shot`` (likewise). Where the methods of a
-        cell were scored on different test sets, as their zero-shot accuracies tell, none is best.
+        ``zero_shot`` (of the same test sets), ``best``, ``second`` and ``compared`` (of the trained methods
+        of its cell, see ``leads.mark_leads``) and ``below_zero_shot``. Where the methods of a cell were
+        scored on different test sets, as their zero-shot accuracies tell, none is best.
     """
     runs = label_runs(runs)
-    table = mean_interval(runs, [*ROW, "method"], "accuracy")
+    table = mean_interval(runs, [*ROW, "twin_label", "method"], "accuracy")
     table = table.merge(zero_shot_reference(runs, ROW), on=ROW, how="left")
     trained = table["method"] != "zero_shot"
-    shown = (table["mean"] * 100).round(1).where(trained)
-    cells = shown.groupby([table[c] for c in CELL], dropna=False, observed=True)
-    # The best of one is no finding.
-    table["best"] = trained & (shown == cells.transform("max")) & (cells.transform("count") > 1)
-    table["best"] &= ~_scored_apart(table)
+    rivals = table[trained & ~_scored_apart(table)]
+    table = table.join(mark_leads(rivals, runs, CELL, decimals=digits.accuracy))
+    for mark in ("best", "second"):
+        table[mark] = table[mark].eq(True)
     table = table.merge(_broken(runs), on=ROW, how="left")
-    table["below_zero_shot"] = trained & (shown < (table["zero_shot"] * 100).round(1))
+    table["below_zero_shot"] = trained & _prints_lower(table["mean"], table["zero_shot"], digits)
     return table
+
+
+def _prints_lower(values: Any, others: Any, digits: Digits) -> Any:
+    """Whether shares are, in percent and as printed, lower than others."""
+    return np.round(100 * values, digits.accuracy) < np.round(100 * others, digits.accuracy)
 
 
 def _broken(runs: pd.DataFrame) -> pd.DataFrame:
@@ -182,13 +240,14 @@ def _broken(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(broken=own).groupby(ROW, dropna=False, observed=True)["broken"].any().reset_index()
 
 
-def below_zero_shot(runs: pd.DataFrame, column: str) -> dict[str, bool]:
+def below_zero_shot(runs: pd.DataFrame, column: str, digits: Digits = OUR_DIGITS) -> dict[str, bool]:
     """Say of each method whether an accuracy of it is, as printed, lower than that of the model as it came.
 
     Args:
         runs: of one task, model, split and shots.
         column: an accuracy: one of ``BEFORE``, whose runs state it of the model too; or another, which is
             then compared with that of the zero-shot runs.
+        digits: how exactly it is printed.
 
     Returns:
         By label; false for zero-shot itself, and where nothing is known of it.
@@ -201,43 +260,162 @@ def below_zero_shot(runs: pd.DataFrame, column: str) -> dict[str, bool]:
     for name, mine in runs.groupby("method_label", observed=True):
         stated = mine[BEFORE[column]].mean() if BEFORE.get(column) in mine else float("nan")
         before = of_zero_shot if pd.isna(stated) else stated
-        lower = round(100 * mine[column].mean(), 1) < round(100 * before, 1)
+        lower = _prints_lower(mine[column].mean(), before, digits)
         found[str(name)] = bool(lower and (mine["method"] != "zero_shot").all())
     return found
 
 
-def accuracy_table(runs: pd.DataFrame) -> Table:
+def accuracy_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table:
     """Method by split, shots as column groups, in percent; for the runs of one task and model.
 
     The best trained method of a column is marked, and so is every one that lost accuracy against zero-shot.
     Without a zero-shot run, its row is filled from what the other runs measured before training.
     """
-    runs = label_runs(runs)
-    table = accuracy_frame(runs)
-    one_reference = table.assign(zero_shot=table["zero_shot"].where(~_scored_apart(table)))
-    cells = one_reference[["shots", "split_label", "zero_shot"]].drop_duplicates(["shots", "split_label"])
-    cells = cells.sort_values(["shots", "split_label"], na_position="first")
-    levels = [
-        (shots_label(s), str(split)) for s, split in zip(cells["shots"], cells["split_label"], strict=True)
-    ]
-    entries = {
-        (row.method_label, shots_label(row.shots), str(row.split_label)): _accuracy_cell(row)
-        for row in table.itertuples()
-    }
-    methods = list(table["method_label"].cat.remove_unused_categories().cat.categories)
-    if "zero_shot" not in set(table["method"]) and cells["zero_shot"].notna().any():
-        methods.insert(0, METHODS["zero_shot"])
-        for level, value in zip(levels, cells["zero_shot"], strict=True):
-            entries[METHODS["zero_shot"], *level] = Cell(ABSENT if pd.isna(value) else f"{100 * value:.1f}")
-    shots = list(dict.fromkeys(level[0] for level in levels))
+    table = accuracy_frame(runs, digits)
+    levels = _levels(table, ["shots", "split_label"], "first")
     return Table(
-        name=f"accuracy-{slug_of(runs)}",
-        caption=_accuracy_caption(table),
-        groups=[(name, sum(level[0] == name for level in levels)) for name in shots],
+        name=f"accuracy-{slug_of(table)}",
+        caption=_accuracy_caption(table, "Accuracy after the last round (%)", "column"),
+        groups=spans([shots for shots, _ in levels]),
         columns=["Method", *(split for _, split in levels)],
-        rows=[(name, [entries.get((name, *level), Cell(ABSENT)) for level in levels]) for name in methods],
+        rows=_accuracy_rows(table, levels, digits),
         data=table,
     )
+
+
+def few_shot_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table | None:
+    """Method by shots, splits as column groups, in percent; for the runs of one task and model.
+
+    Only splits with few-shot runs; their runs on all data come last. None for fewer than two numbers of
+    shots. Marks as in ``accuracy_table``.
+    """
+    runs = label_runs(runs)
+    if runs["shots"].nunique() < 2:
+        return None
+    few = runs.loc[runs["shots"].notna(), "split_label"].unique()
+    table = accuracy_frame(runs[runs["split_label"].isin(few)], digits)
+    levels = _levels(table, ["split_label", "shots"], "last")
+    return Table(
+        name=f"few-shot-{slug_of(table)}",
+        caption=_accuracy_caption(table, "Accuracy after the last round (%) by images per class", "column"),
+        groups=spans([split for _, split in levels]),
+        columns=["Method", *(shots for shots, _ in levels)],
+        rows=_accuracy_rows(table, levels, digits),
+        data=table,
+    )
+
+
+def main_accuracy_tables(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> list[Table]:
+    """Data set by method, in percent, with the mean over the data sets: one a model, split and shots.
+
+    The best trained method of each row is marked, as in ``accuracy_table``; of runs both as deployed and
+    accelerated the latter alone are shown. The mean is of methods that ran on every data set. Nothing for
+    fewer than two data sets.
+    """
+    runs = without_deployed_twins(label_runs(runs))
+    parts = runs.groupby(_ACROSS, dropna=False, observed=True, sort=True)
+    return [_main_accuracy_table(part, digits) for _, part in parts if part["task"].nunique() > 1]
+
+
+def _main_accuracy_table(runs: pd.DataFrame, digits: Digits) -> Table:
+    table = accuracy_frame(runs, digits)
+    means = _means_frame(runs, table, digits)
+    both = pd.concat([table, means], ignore_index=True)
+    methods, entries = _accuracy_cells(both, lambda row: row.task, digits)
+    label = "task_label" if "task_label" in runs else "task"
+    names = runs[["task", label]].drop_duplicates().sort_values(label).set_index("task")[label]
+    model, where = str(runs["model"].iloc[0]), where_of(runs)
+    what = f"Accuracy after the last round (%) on {len(names)} data sets ({model}, {where})"
+    return Table(
+        name=f"main-accuracy-{slug(model)}-{slug(where)}",
+        caption=_accuracy_caption(table, what, "row") + _means_text(table, means),
+        groups=[],
+        columns=["Data set", *methods],
+        rows=[
+            (str(name), [entries.get((method, task), Cell(ABSENT)) for method in methods])
+            for task, name in [*names.items(), (_MEAN, "Mean")]
+        ],
+        data=both,
+        foot=1,
+    )
+
+
+def _means_frame(runs: pd.DataFrame, table: pd.DataFrame, digits: Digits) -> pd.DataFrame:
+    """The mean over the data sets, as ``accuracy_frame`` gives a data set; of methods that ran on all.
+
+    Where a method ran the same seeds on each, they are what its interval is over; else it has none, and
+    nothing is marked best.
+    """
+    by, n_tasks = [*_ACROSS, "method_label", "twin_label", "method"], runs["task"].nunique()
+    of_method = table.groupby(by, dropna=False, observed=True)
+    whole = of_method.agg(
+        accuracy=("mean", "mean"),
+        zero_shot_accuracy=("zero_shot", "mean"),
+        broken=("broken", "any"),
+        tasks=("task", "size"),
+        entries=("n", "sum"),
+    )
+    whole = whole.reset_index().query("tasks == @n_tasks")
+    if whole.empty:
+        return table[:0]
+    each = runs.dropna(subset=["accuracy"]).groupby([*by, "seed"], dropna=False, observed=True)
+    seeds = each.agg(mean=("accuracy", "mean"), found=("task", "nunique"), rows=("task", "size"))
+    seeds = seeds.reset_index().query("found == @n_tasks and rows == @n_tasks")
+    means = whole.merge(seeds, on=by, how="left")
+    n_seeds = means.groupby("method_label", observed=True)["seed"].transform("count")
+    level = means["entries"] == n_tasks * n_seeds
+    means["accuracy"] = means["mean"].where(level, means["accuracy"])
+    means = means[level | ~means.duplicated("method_label")].assign(task=_MEAN)
+    made = accuracy_frame(means.assign(broken=means["broken"].map({True: "on one of them"})), digits)
+    return made if level.all() else made.assign(best=False, second=False)
+
+
+def _means_text(table: pd.DataFrame, means: pd.DataFrame) -> str:
+    """Say of which methods the last row is."""
+    lacking = table["method_label"].nunique() - len(means)
+    if not lacking:
+        return " Mean: over the data sets."
+    methods = "1 method" if lacking == 1 else f"{lacking} methods"
+    return f" Mean: over the data sets; {ABSENT} for {methods} that did not run on all."
+
+
+def _levels(table: pd.DataFrame, by: list[str], all_data: Literal["first", "last"]) -> list[tuple[str, str]]:
+    """The shots and splits of the columns, sorted, with all data first or last."""
+    cells = table[["shots", "split_label"]].drop_duplicates()
+    cells = cells.sort_values(by, na_position=all_data)
+    return [(shots_label(shots), str(split)) for shots, split in cells.itertuples(index=False)]
+
+
+def spans(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Group headings: neighbours of one name, with their number."""
+    return [(name, len(list(group))) for name, group in itertools.groupby(names)]
+
+
+def _accuracy_rows(
+    table: pd.DataFrame, levels: list[tuple[str, str]], digits: Digits
+) -> list[tuple[str, list[Cell]]]:
+    methods, entries = _accuracy_cells(
+        table, lambda row: (shots_label(row.shots), str(row.split_label)), digits
+    )
+    return [(name, [entries.get((name, level), Cell(ABSENT)) for level in levels]) for name in methods]
+
+
+def _accuracy_cells(
+    table: pd.DataFrame, place: Callable[[Any], Hashable], digits: Digits
+) -> tuple[list[str], dict[tuple[str, Hashable], Cell]]:
+    """The methods in order, and the cell of each and place; zero-shot, if not run, from what others tell."""
+    rows: Any = list(table.itertuples())
+    entries = {(str(row.method_label), place(row)): _accuracy_cell(row, digits) for row in rows}
+    methods = [str(name) for name in table["method_label"].cat.remove_unused_categories().cat.categories]
+    stated = table[~_scored_apart(table) & table["zero_shot"].notna()]
+    if "zero_shot" not in set(table["method"]) and len(stated):
+        zero_shot = METHODS["zero_shot"]
+        methods.insert(0, zero_shot)
+        known: Any = stated.itertuples()
+        entries |= {
+            (zero_shot, place(row)): Cell(percent(row.zero_shot, float("nan"), digits)) for row in known
+        }
+    return methods, entries
 
 
 def _scored_apart(table: pd.DataFrame) -> pd.Series:
@@ -246,47 +424,64 @@ def _scored_apart(table: pd.DataFrame) -> pd.Series:
     return (references.transform("max") - references.transform("min")) > SAME_TEST_SET
 
 
-def cost_frame(runs: pd.DataFrame) -> pd.DataFrame:
-    """What each method costs: means over seeds, intervals, and how many times less than full fine-tuning.
+def cost_frame(runs: pd.DataFrame, reference: str = "full_finetune") -> pd.DataFrame:
+    """What each method costs: means over seeds, intervals, and how many times less than a reference.
+
+    Args:
+        runs: one row a complete run.
+        reference: a method, by name or label; of several variants their first.
 
     Returns:
-        One row a task, model, split, shots and method: ``n`` and, for each measured quantity q (bytes,
-        seconds, parameters; for ``from_nothing_seconds`` and the like see ``times.with_times``), ``q``,
-        ``q_half_width`` and ``q_times_less`` (full fine-tuning / this method, both accelerated or both not).
+        One row a task, model, split, shots and method: ``n``, ``reference`` (whether it is that) and, for
+        each measured quantity q (bytes, seconds, parameters; for ``from_nothing_seconds`` and the like see
+        ``times.with_times``), ``q``, ``q_half_width`` and ``q_times_less`` (reference / this method, both
+        accelerated or both not).
     """
     runs = _with_derived(runs)
     compared = [*CELL, *(["acceleration"] if "acceleration" in runs else [])]
-    by = [*compared, "method_label", "method"]
-    table = runs.groupby(by, dropna=False, observed=True).size().rename("n").reset_index()
+    by = [*compared, "method_label", "twin_label", "method"]
+    quantities = [quantity.column for quantity in _quantities(runs)]
+    numbers = runs[by].join(runs[quantities].apply(pd.to_numeric))
+    groups = numbers.groupby(by, dropna=False, observed=True)
+    table = groups.size().rename("n").reset_index()
+    means, deviations, counts = groups.mean(), groups.std(), groups.count()
+    factors = {int(n): t_factor(int(n)) for n in np.unique(counts)}
+    halves = counts.map(lambda n: factors[n]) * deviations / counts**0.5
+    for name in quantities:
+        table[name] = means[name].to_numpy()
+        table[f"{name}_half_width"] = halves[name].to_numpy()
     table = table.sort_values(ROW, kind="stable", ignore_index=True)
-    full = table["method"] == "full_finetune"
-    reference = full & ~table[full].duplicated(compared).reindex(table.index, fill_value=False)
-    for quantity in _quantities(runs):
-        name = quantity.column
-        means = mean_interval(runs, by, name).rename(
-            columns={"mean": name, "half_width": f"{name}_half_width"}
-        )
-        table = table.merge(means[[*by, name, f"{name}_half_width"]], on=by, how="left")
-        if quantity.compared:
-            table[f"{name}_times_less"] = ratio_to(table, compared, reference, name)
+    asked = (table[["method", "method_label", "twin_label"]].astype(str) == reference).any(axis=1)
+    table["reference"] = asked & ~table[asked].duplicated(compared).reindex(table.index, fill_value=False)
+    cell = table.groupby(compared, dropna=False, observed=True).ngroup()  # one key: joined in no time
+    for name in (quantity.column for quantity in _quantities(runs) if quantity.compared):
+        values = pd.DataFrame({"cell": cell, "value": table[name]})
+        table[f"{name}_times_less"] = ratio_to(values, ["cell"], table["reference"], "value")
     return table
 
 
-def cost_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table:
-    """Parameters, bytes, seconds and memory by method; for the runs of one task, model, split and shots.
+def cost_table(
+    runs: pd.DataFrame,
+    only: Sequence[str] = (),
+    digits: Digits = OUR_DIGITS,
+    reference: str = "full_finetune",
+) -> Table:
+    """Time, memory, bytes, operations, energy by method; for the runs of one task, model, split and shots.
 
-    ``only`` names the quantities to show, by their columns, where that should not be all.
+    ``only`` names the quantities to show, by their columns, where that should not be all that were measured.
 
-    Where full fine-tuning ran too, each entry says in brackets how many times less it is. The caption says
-    which time the seconds are.
+    Where the ``reference``, a method by name or label, ran too, each entry says in brackets how many times
+    less it is. The caption says which time the seconds are.
     """
     runs = _with_derived(runs)
     quantities = [q for q in _quantities(runs) if (q.column in only if only else not q.further)]
-    return _costs(runs, quantities, "cost", "Cost of a run", which_time(runs))
+    return _costs(runs, quantities, ("cost", "Cost of a run", which_time(runs)), digits, reference)
 
 
-def further_cost_table(runs: pd.DataFrame) -> Table | None:
-    """Operations, steps, processor time, energy; else as ``cost_table``. None where none was measured."""
+def further_cost_table(
+    runs: pd.DataFrame, digits: Digits = OUR_DIGITS, reference: str = "full_finetune"
+) -> Table | None:
+    """Steps, processor time, clients in parallel; else as ``cost_table``. None where none was measured."""
     runs = _with_derived(runs)
     quantities = [q for q in _quantities(runs) if q.further]
     what = (
@@ -294,21 +489,31 @@ def further_cost_table(runs: pd.DataFrame) -> Table | None:
         f"({ABSENT} where clients were trained in groups, and none by itself). A step "
         "is one client's or a group's. Needed once: what is frozen, by a client, before its first round."
     )
-    return _costs(runs, quantities, "work", "Further costs of a run", what) if quantities else None
+    words = ("work", "Further costs of a run", what)
+    return _costs(runs, quantities, words, digits, reference) if quantities else None
 
 
-def _costs(runs: pd.DataFrame, quantities: Sequence[Quantity], stem: str, title: str, what: str) -> Table:
-    table = cost_frame(runs)
+def _costs(
+    runs: pd.DataFrame,
+    quantities: Sequence[Quantity],
+    words: tuple[str, str, str],
+    digits: Digits,
+    reference: str,
+) -> Table:
+    """``words`` are the stem of the name, the title, and what the caption says besides."""
+    (stem, title, what), where = words, where_of(runs)
+    table = cost_frame(runs, reference)
     rows = [
-        (str(row["method_label"]), [_cost_cell(row, quantity) for quantity in quantities])
-        for _, row in table.iterrows()
+        (str(row["method_label"]), [_cost_cell(row, quantity, digits) for quantity in quantities])
+        for row in table.to_dict("records")
     ]
-    where = where_of(runs)
-    full = table.loc[table["method"] == "full_finetune", "method_label"]
+    first = table[table["reference"]][:1]
     mixed = "acceleration" in table and table["acceleration"].nunique() > 1
-    name = f"{METHODS['full_finetune']}, accelerated alike" if mixed else "".join(full[:1])
-    compares = len(full) > 0 and len(table) > 1
-    ratio = f"In brackets: how many times less than {name} (below 1: more)." if compares else ""
+    names = first["twin_label"].astype(str) + ", accelerated alike" if mixed else first["method_label"]
+    name = "".join(names)
+    ratio = (
+        f"In brackets: how many times less than {name} (below 1: more)." if name and len(table) > 1 else ""
+    )
     return Table(
         name=f"{stem}-{slug_of(runs)}-{slug(where)}",
         caption=" ".join(filter(None, (f"{title} ({where}), {n_text(table['n'])}.", what, ratio))),
@@ -331,6 +536,8 @@ def deployed_frame(runs: pd.DataFrame) -> pd.DataFrame:
     if "acceleration" not in runs:
         return pd.DataFrame(columns=by)
     both = runs.groupby([*by, "seed"], dropna=False, observed=True)["acceleration"].transform("nunique") > 1
+    if not both.any():
+        return pd.DataFrame(columns=by)
     table = runs.loc[both, by].drop_duplicates().sort_values(by, ignore_index=True)
     for name in (quantity.column for quantity in DEPLOYED):
         for mode, word in (("none", "deployed"), ("exact", "accelerated")):
@@ -342,7 +549,7 @@ def deployed_frame(runs: pd.DataFrame) -> pd.DataFrame:
     return table.merge(zero_shot_reference(runs[both], by), on=by, how="left")
 
 
-def deployed_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table | None:
+def deployed_table(runs: pd.DataFrame, only: Sequence[str] = (), digits: Digits = OUR_DIGITS) -> Table | None:
     """Set each method as deployed beside itself accelerated; for the runs of one task, model, split, shots.
 
     ``only`` names the quantities to show, as in ``cost_table``. None where no method ran both ways.
@@ -355,7 +562,10 @@ def deployed_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table | None
     table = table.dropna(subset=[f"{q.column}_ratio" for q in shown if q.compared], how="all")
     parts = {q: ["deployed", "accelerated", *(["ratio"] if q.compared else [])] for q in shown}
     rows = [
-        (row["twin_label"], [_deployed_cell(row, q, part) for q, names in parts.items() for part in names])
+        (
+            str(row["twin_label"]),
+            [_deployed_cell(row, q, part, digits) for q, names in parts.items() for part in names],
+        )
         for row in table.to_dict("records")
     ]
     words = {"deployed": "As deployed", "accelerated": "Accelerated", "ratio": "Ratio"}
@@ -371,17 +581,19 @@ def deployed_table(runs: pd.DataFrame, only: Sequence[str] = ()) -> Table | None
     )
 
 
-def _deployed_cell(row: Mapping[Any, Any], quantity: Quantity, part: str) -> Cell:
+def _deployed_cell(row: Mapping[Any, Any], quantity: Quantity, part: str, digits: Digits) -> Cell:
     value = row[f"{quantity.column}_{part}"]
     if pd.isna(value):
         return Cell(ABSENT)
     if part == "ratio":
-        return Cell(f"{digits(value)}×")
-    lower = quantity.column == "accuracy" and round(100 * value, 1) < round(100 * row["zero_shot"], 1)
-    return Cell(quantity.text(value), below=lower)
+        return Cell(f"{digits_text(value, digits.cost)}×")
+    if quantity.column == "accuracy":
+        below = bool(_prints_lower(value, row["zero_shot"], digits))
+        return Cell(percent(value, float("nan"), digits), below=below)
+    return Cell(quantity.written(value, digits))
 
 
-def beyond_table(runs: pd.DataFrame) -> Table | None:
+def beyond_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table | None:
     """Clients apart, new classes and another task; for the runs of one task, model, split and shots.
 
     None where nothing but the test set was evaluated.
@@ -394,11 +606,12 @@ def beyond_table(runs: pd.DataFrame) -> Table | None:
     data = pd.concat([table.assign(quantity=column) for column, table in means.items()], ignore_index=True)
     rows: Any = data.itertuples()
     below = {
-        column: {} if column.startswith("zero_shot") else below_zero_shot(runs, column) for column in measured
+        column: {} if column.startswith("zero_shot") else below_zero_shot(runs, column, digits)
+        for column in measured
     }
     by_method = {
         (str(row.method_label), row.quantity): Cell(
-            percent(row.mean, row.half_width),
+            percent(row.mean, row.half_width, digits),
             below=below[row.quantity].get(str(row.method_label), False),
         )
         for row in rows
@@ -406,10 +619,9 @@ def beyond_table(runs: pd.DataFrame) -> Table | None:
     methods = runs["method_label"].cat.remove_unused_categories().cat.categories
     where = where_of(runs)
     n = runs.groupby(ROW, dropna=False, observed=True).size()
-    interval = " ± half width of the 95 % t-interval" if data["half_width"].notna().any() else ""
     return Table(
         name=f"beyond-{slug_of(runs)}-{slug(where)}",
-        caption=f"Beyond the test set, after the last round ({where}, %), {n_text(n)}{interval}. "
+        caption=f"Beyond the test set, after the last round ({where}, %), {n_text(n)}{interval_text(data)}. "
         "Before: of the model as it came. Spread: standard deviation over the clients. "
         f"{ABSENT}: not measured, or bound to its own classes.{_mark_text(by_method.values())}",
         groups=[],
@@ -452,19 +664,19 @@ def _quantities(runs: pd.DataFrame) -> list[Quantity]:
         Quantity("trainable_parameters", "Trainable parameters", "{:,.0f}".format),
         *_payloads(runs),
         Quantity("bytes", "Sent, up + down", bytes_text),
-        Quantity("train_seconds", "Train (s)", digits),
-        Quantity("features_once_seconds", "Features, once (s)", digits, compared=False),
-        Quantity("from_nothing_seconds", "Total from nothing (s)", digits),
-        Quantity("round_seconds", "Round (s)", digits),
+        Quantity("train_seconds", "Train (s)", digits_text),
+        Quantity("features_once_seconds", "Features, once (s)", digits_text, compared=False),
+        Quantity("from_nothing_seconds", "Total from nothing (s)", digits_text),
+        Quantity("round_seconds", "Round (s)", digits_text),
         Quantity("peak_memory_bytes", "Peak memory", bytes_text),
         Quantity("peak_gpu_memory_bytes", "Peak GPU memory", bytes_text),
+        Quantity("train_flops", "Training FLOPs", operations_text),
+        Quantity("energy_joules", "Energy (J)", digits_text),
         Quantity("needed_once_bytes", "Needed once", bytes_text, compared=False, further=True),
-        Quantity("train_flops", "Training FLOPs", operations_text, further=True),
-        Quantity("deployment_seconds", "Clients in parallel (s)", digits, further=True),
-        Quantity("step_median_seconds", "Step, median (s)", digits, compared=False, further=True),
-        Quantity("step_p95_seconds", "Step, 95 % (s)", digits, compared=False, further=True),
-        Quantity("cpu_seconds", "Processor time (s)", digits, further=True),
-        Quantity("energy_joules", "Energy (J)", digits, further=True),
+        Quantity("deployment_seconds", "Clients in parallel (s)", digits_text, further=True),
+        Quantity("step_median_seconds", "Step, median (s)", digits_text, compared=False, further=True),
+        Quantity("step_p95_seconds", "Step, 95 % (s)", digits_text, compared=False, further=True),
+        Quantity("cpu_seconds", "Processor time (s)", digits_text, further=True),
         Quantity("peak_tensor_bytes", "Live tensors", bytes_text, further=True),
     ]
     if "clients_together" in runs and (runs["clients_together"] > 1).any():
@@ -480,15 +692,25 @@ def _payloads(runs: pd.DataFrame) -> list[Quantity]:
     return [Quantity("payload_bytes", "Payload", bytes_text)]
 
 
-def _accuracy_cell(row: Any) -> Cell:
-    text = percent(row.mean, row.half_width)
-    return Cell(text, best=bool(row.best), below=bool(row.below_zero_shot), broken=bool(row.broken))
+def _accuracy_cell(row: Any, digits: Digits) -> Cell:
+    return Cell(
+        percent(row.mean, row.half_width, digits),
+        best=bool(row.best),
+        second=bool(row.second),
+        below=bool(row.below_zero_shot),
+        broken=bool(row.broken),
+    )
 
 
-def percent(mean: float, half_width: float) -> str:
+def percent(mean: float, half_width: float, digits: Digits = OUR_DIGITS) -> str:
     """Write a share as a percentage, with the half width of its interval where that is known."""
-    interval = "" if pd.isna(half_width) else f" ± {100 * half_width:.1f}"
-    return f"{100 * mean:.1f}{interval}"
+    interval = "" if pd.isna(half_width) else f" ± {100 * half_width:.{digits.accuracy}f}"
+    return f"{100 * mean:.{digits.accuracy}f}{interval}"
+
+
+def interval_text(table: pd.DataFrame) -> str:
+    """Say what stands behind a ±, with a space before it; nothing where there is none."""
+    return " ± half width of the 95 % t-interval" if table["half_width"].notna().any() else ""
 
 
 def _mark_text(cells: Iterable[Cell]) -> str:
@@ -496,17 +718,46 @@ def _mark_text(cells: Iterable[Cell]) -> str:
     return f" {BELOW}: below zero-shot." if any(cell.below for cell in cells) else ""
 
 
-def _cost_cell(row: pd.Series, quantity: Quantity) -> Cell:
+def _cost_cell(row: Mapping[Any, Any], quantity: Quantity, digits: Digits) -> Cell:
     value, ratio = row[quantity.column], row.get(f"{quantity.column}_times_less", float("nan"))
     if pd.isna(value):
         return Cell(ABSENT)
-    noted = not pd.isna(ratio) and row["method"] not in ("full_finetune", "zero_shot")
-    return Cell(quantity.text(value), note=f"{digits(ratio)}×" if noted else "")
+    noted = not pd.isna(ratio) and not row["reference"] and row["method"] != "zero_shot"
+    note = f"{digits_text(ratio, digits.cost)}×" if noted else ""
+    return Cell(quantity.written(value, digits), note=note)
 
 
-def _accuracy_caption(table: pd.DataFrame) -> str:
-    interval = " ± half width of the 95 % t-interval" if table["half_width"].notna().any() else ""
-    marks = ["bold: best trained method of the column"] if table["best"].any() else []
-    marks += [f"{BELOW}: below zero-shot"] if table["below_zero_shot"].any() else []
-    text = f"Accuracy after the last round (%), {n_text(table['n'])}{interval}."
-    return f"{text} {'; '.join(marks).capitalize()}." if marks else text
+def _accuracy_caption(table: pd.DataFrame, what: str, line: str) -> str:
+    """``line`` is what the methods that are compared share: a column or a row."""
+    sentences = [
+        f"{what}, {n_text(table['n'])}{interval_text(table)}.",
+        *_leads_text(table, line),
+        *([f"{BELOW}: below zero-shot."] if table["below_zero_shot"].any() else []),
+        *([f"{BROKEN}: an invariant did not hold."] if table["broken"].any() else []),
+    ]
+    return " ".join(sentences)
+
+
+def _leads_text(table: pd.DataFrame, line: str) -> list[str]:
+    """Say what bold and underlined mean, as far as they occur."""
+    cells = table.groupby([table[c] for c in CELL], dropna=False, observed=True)
+    decided, one_seed = cells["best"].transform("any"), cells["n"].transform("max") == 1
+    compared = set(table.loc[table["second"] | decided, "compared"].dropna())
+    interval = "the 95 % interval of their differences"
+    found = []
+    if (table["best"] & ~one_seed).any():
+        found.append(
+            f"Bold: best trained method of the {line}, its lead over each other beyond {interval}; "
+            "underlined: the next."
+        )
+    if (table["second"] & ~decided).any():
+        by = "as printed" if one_seed.all() else f"by {interval}"
+        found.append(f"Underlined without a bold one: the highest and all not told from it {by}.")
+    if (how := [_COMPARED[name] for name in _COMPARED if name in compared]) and not one_seed.all():
+        found.append(f"Differences are {'; '.join(how)}.")
+    if (table["best"] & one_seed).any():
+        found.append(
+            f"Where methods have one seed, bold is the highest of the {line} and underlined the next, which "
+            "establishes nothing."
+        )
+    return found

@@ -26,24 +26,33 @@ class Digits:
     cost: int = 3
 
 
-def bytes_text(value: float) -> str:
-    """Return bytes with a decimal prefix and three digits: 98.3 kB."""
+def bytes_text(value: float, significant: int = 3) -> str:
+    """Return bytes with a decimal prefix and so many digits: 98.3 kB."""
     if abs(value) < 1000:
         return f"{value:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        value /= 1000
-        if abs(value) < 999.5:
-            return f"{digits(value)} {unit}"
-    return f"{digits(value / 1000)} TB"
+    scaled, prefix = _scaled(value, ("k", "M", "G", "T"), significant)
+    return f"{digits(scaled, significant)} {prefix}B"
 
 
-def operations_text(value: float) -> str:
-    """Return operations with a decimal prefix and three digits: 282 G."""
-    for unit in ("", " k", " M", " G", " T"):
-        if abs(value) < 999.5:
-            return f"{digits(value)}{unit}" if unit else f"{value:.0f}"
+def operations_text(value: float, significant: int = 3) -> str:
+    """Return operations with a decimal prefix and so many digits: 282 G."""
+    if abs(value) < 999.5:
+        return f"{value:.0f}"
+    scaled, prefix = _scaled(value, ("k", "M", "G", "T", "P"), significant)
+    return f"{digits(scaled, significant)} {prefix}"
+
+
+def _scaled(value: float, prefixes: Sequence[str], significant: int) -> tuple[float, str]:
+    """Divide by thousands until what is written is below 1000, or the prefixes run out."""
+    for prefix in prefixes:
         value /= 1000
-    return f"{digits(value)} P"
+        if abs(_rounded(value, significant)) < 1000:
+            return value, prefix
+    return value, prefixes[-1]
+
+
+def _rounded(value: float, significant: int) -> float:
+    return float(f"{value:.{significant}g}")
 
 
 def duration_text(seconds: float) -> str:
@@ -51,15 +60,15 @@ def duration_text(seconds: float) -> str:
     return f"{digits(seconds)} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-def digits(value: float) -> str:
-    """Return a number to three digits, at most four of them decimals: 0.0521, 12.3, 1,234."""
+def digits(value: float, significant: int = 3) -> str:
+    """Return a number to so many digits, at most one more of them decimals: 0.0521, 12.3, 1,234."""
     if not np.isfinite(value):
         return ABSENT
     if value == 0:
         return "0"
-    rounded = float(f"{value:.3g}")  # 0.9996 is written 1.00
-    decimals = 2 - int(np.floor(np.log10(abs(rounded))))
-    return f"{value:,.{min(max(decimals, 0), 4)}f}"
+    rounded = _rounded(value, significant)  # 0.9996 is written 1.00
+    decimals = significant - 1 - int(np.floor(np.log10(abs(rounded))))
+    return f"{value:,.{min(max(decimals, 0), significant + 1)}f}"
 
 
 def n_text(n: Sequence[int] | pd.Series) -> str:
@@ -68,6 +77,11 @@ def n_text(n: Sequence[int] | pd.Series) -> str:
     if high == 1:
         return "one seed"
     return f"mean of n = {high} seeds" if low == high else f"mean of n = {low} to {high} seeds"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is not one: "1 run", "1,020 runs"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def slug(text: str) -> str:

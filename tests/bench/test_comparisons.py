@@ -3,13 +3,31 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from bench.report import page
-from bench.report.comparisons import best_round_table, paired_table, to_target_table
+from bench.report.build import make_report
+from bench.report.comparisons import (
+    best_round_table,
+    differences_frame,
+    paired_table,
+    ranks_table,
+    to_target_table,
+)
+from bench.report.data import ReportData
+from bench.report.names import label_rounds, label_runs
 from bench.report.overview import run_table
+from bench.report.paper import Paper
 from bench.report.statistics import paired_differences
 from bench.report.tables import below_zero_shot, beyond_table, deployed_table
+from bench.report.text import Digits
 from tests.bench.report.made import make_results, make_run, make_runs
+
+
+def data_of(runs, rounds=None):
+    """What a report of these is made of."""
+    runs = label_runs(runs)
+    rounds = pd.DataFrame() if rounds is None else label_rounds(rounds, runs)
+    return ReportData(runs, rounds, runs[:0])
 
 
 def shown(table):
@@ -95,12 +113,12 @@ def test_a_method_as_deployed_is_marked_too():
 
 
 def test_the_list_of_runs_marks_each_run():
-    table = run_table(make_runs(make_run(accuracy=0.5), make_run(seed=1, accuracy=0.7)), None)
+    table = run_table(data_of(make_runs(make_run(accuracy=0.5), make_run(seed=1, accuracy=0.7))))
     column = table.columns.index("Accuracy (%)") - 1
     assert [cells[column].below for _, cells in table.rows] == [True, False]
     assert sum(cell.below for _, cells in table.rows for cell in cells) == 1
     assert "▼" in table.caption
-    assert "▼" not in run_table(make_runs(make_run(accuracy=0.7)), None).caption
+    assert "▼" not in run_table(data_of(make_runs(make_run(accuracy=0.7)))).caption
 
 
 # Pairs
@@ -159,6 +177,117 @@ def test_a_run_as_deployed_is_not_compared_with_itself():
     assert paired_table(make_runs(*rows, make_run("bitfit"))).data.shape[0] == 1
 
 
+# No common seeds
+
+
+def apart(**accuracies):
+    """Runs of methods that share no seed."""
+    return make_runs(
+        *(
+            make_run(method, seed=10 * start + index, accuracy=accuracy)
+            for start, (method, values) in enumerate(accuracies.items())
+            for index, accuracy in enumerate(values)
+        )
+    )
+
+
+def test_without_common_seeds_the_caption_says_that_paired_tests_are_impossible_and_gives_welchs():
+    runs = apart(flora=(0.70, 0.71, 0.72), bitfit=(0.60, 0.61, 0.62))
+    table = paired_table(runs)
+    (cell,) = dict(table.rows)["BitFit"]
+    # both deviate by 0.01: error 0.01 sqrt(2 / 3), four degrees of freedom, t = 2.7764
+    assert cell.text == "+10.0 ± 2.3"
+    p = stats.ttest_ind((0.70, 0.71, 0.72), (0.60, 0.61, 0.62), equal_var=False).pvalue
+    assert table.data["t_p"].tolist() == pytest.approx([p])
+    assert cell.note == "p < 0.001, unpaired"
+    assert cell.best
+    assert "paired tests are impossible" in table.caption
+    assert "Welch's t-test" in table.caption
+    assert "Wilcoxon" not in table.caption
+
+
+def test_pairs_that_share_seeds_stay_paired_beside_others_that_do_not():
+    runs = apart(flora=(0.70, 0.71), bitfit=(0.60, 0.62), linear_probe=(0.5, 0.53))
+    runs.loc[runs["method"] == "bitfit", "seed"] = [0, 1]
+    frame = differences_frame(runs).set_index(["method_label", "other_label"])
+    assert frame["test"].to_dict() == {
+        ("BitFit", "FLoRA"): "paired",
+        ("Linear probe", "BitFit"): "unpaired",
+        ("Linear probe", "FLoRA"): "unpaired",
+    }
+    unpaired = frame[frame["test"] == "unpaired"]
+    assert set(unpaired["family"]) == {2}
+    # the smaller p of two is doubled
+    assert unpaired["t_p_holm"].min() == pytest.approx(2 * unpaired["t_p"].min())
+    caption = paired_table(runs).caption
+    assert "over the same seeds" in caption
+    assert "Unpaired, where too few seeds are shared" in caption
+
+
+def test_one_common_seed_among_several_is_no_paired_test():
+    runs = apart(flora=(0.70, 0.71, 0.72), bitfit=(0.60, 0.61, 0.62))
+    runs.loc[runs["method"] == "bitfit", "seed"] = [2, 3, 4]
+    assert differences_frame(runs)["test"].tolist() == ["unpaired"]
+    single = apart(flora=(0.7,), bitfit=(0.6,))
+    assert dict(paired_table(single).rows)["BitFit"][0].text == "+10.0"
+    assert "have no test" in paired_table(single).caption
+    single["seed"] = 0
+    assert differences_frame(single)["test"].tolist() == ["paired"]
+
+
+def test_differences_have_the_decimals_asked_for():
+    runs = make_runs(make_run(accuracy=0.71234), make_run("bitfit", accuracy=0.70001))
+    assert dict(paired_table(runs, Digits(accuracy=2)).rows)["BitFit"][0].text == "+1.23"
+
+
+# Ranks
+
+
+def on_tasks(n_tasks, methods=("flora", "bitfit", "linear_probe", "full_finetune")):
+    """The methods in the same order on every data set."""
+    return make_runs(
+        *(
+            make_run(method, task=f"task{index}", accuracy=0.8 - place / 10 + index / 1000)
+            for index in range(n_tasks)
+            for place, method in enumerate(methods)
+        )
+    )
+
+
+def test_ranks_stand_with_friedmans_test_and_the_critical_difference():
+    table = ranks_table(on_tasks(12))
+    assert {name: cells[0].text for name, cells in table.rows} == {
+        "Full fine-tuning": "4.00",
+        "Linear probe": "3.00",
+        "BitFit": "2.00",
+        "FLoRA": "1.00",
+        "Data sets": "12",
+        # 2.569 x sqrt(4 x 5 / (6 x 12)), Demšar's table 5a
+        "Critical difference": "1.35",
+        "Friedman's p": "< 0.001",
+    }
+    assert table.foot == 3
+    marks = {name: (cells[0].best, cells[0].second) for name, cells in table.rows}
+    assert [name for name, (best, _) in marks.items() if best] == []
+    assert {name for name, (_, second) in marks.items() if second} == {"FLoRA", "BitFit"}
+    assert "Underlined: not told from the lowest" in table.caption
+
+
+def test_a_rank_beyond_the_critical_difference_is_bold():
+    table = ranks_table(on_tasks(30))
+    assert dict(table.rows)["FLoRA"][0].best
+    assert not dict(table.rows)["BitFit"][0].second
+
+
+def test_too_few_data_sets_have_ranks_but_no_marks_and_one_has_no_table():
+    table = ranks_table(on_tasks(3))
+    assert dict(table.rows)["Friedman's p"][0].text == "–"
+    assert not any(cell.best or cell.second for _, cells in table.rows for cell in cells)
+    assert "too few data sets" in table.caption
+    assert ranks_table(on_tasks(1)) is None
+    assert ranks_table(on_tasks(6, methods=("flora",))) is None
+
+
 # Targets
 
 
@@ -195,29 +324,20 @@ def test_where_nothing_trained_there_is_no_table():
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def report():
     runs, rounds = make_results(
         methods=("zero_shot", "flora", "bitfit"), splits=("iid", "dirichlet"), shots=(pd.NA,), rounds=2
     )
-    out = tmp_path_factory.mktemp("report")
-    page.write_report(runs, rounds, out)
-    return out, (out / "index.html").read_text("utf-8"), (out / "report.md").read_text("utf-8")
+    return make_report(data_of(runs, rounds), Paper(figures=()))
 
 
-def test_the_page_and_its_files_have_the_new_tables(report):
-    out, html, markdown = report
-    for stem in ("best-round", "paired", "to-target"):
-        files = sorted(out.glob(f"tables/{stem}-*.csv"))
-        assert len(files) == (1 if stem == "paired" else 2)
-        assert all(len(pd.read_csv(file)) for file in files)
-    for text in ("Last round and best", "FLoRA minus", "To an accuracy of"):
-        assert text in html
-        assert text in markdown
-    assert html.count("<details>") == 2
-    assert "Last and best round under the other splits and shots" in html
+def test_the_report_has_these_tables_for_each_split(report):
+    for stem, number in (("best-round", 2), ("paired", 1), ("to-target", 2)):
+        found = [table for table in report.tables if table.name.startswith(stem)]
+        assert len(found) == number
+        assert all(len(table.data) for table in found)
 
 
 def test_every_table_has_a_number_once_in_the_order_of_the_page(report):
-    _, html, _ = report
-    numbers = [int(part.partition(".")[0]) for part in html.split("<b>Table ")[1:]]
-    assert numbers == list(range(1, len(numbers) + 1))
+    numbers = [report.number[table.name] for table in report.tables]
+    assert numbers == [f"Table {index}" for index in range(1, len(numbers) + 1)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench.report.names import label_runs, without_deployed_twins
@@ -12,12 +15,17 @@ from bench.report.tables import (
     accuracy_frame,
     accuracy_table,
     beyond_table,
+    cells_of,
     cost_frame,
     cost_table,
     deployed_frame,
     deployed_table,
+    few_shot_table,
+    further_cost_table,
+    main_accuracy_tables,
     zero_shot_reference,
 )
+from bench.report.text import Digits
 from bench.report.times import with_times
 from tests.bench.report.made import (
     COLD,
@@ -42,8 +50,9 @@ def test_best_trained_method_and_those_below_zero_shot_are_marked():
     assert frame.index[frame["below_zero_shot"]].tolist() == ["linear_probe"]
     markdown = accuracy_table(runs).to_markdown()
     assert "| FLoRA | **70.0** |" in markdown
-    assert "| Linear probe | 61.0 ▼ |" in markdown
+    assert "| Linear probe | <u>61.0</u> ▼ |" in markdown
     assert "▼: below zero-shot" in markdown
+    assert "bold is the highest of the column and underlined the next, which establishes nothing" in markdown
 
 
 def test_zero_shot_itself_is_never_best():
@@ -57,10 +66,23 @@ def test_zero_shot_itself_is_never_best():
     }  # fmt: skip
 
 
-def test_methods_that_print_the_same_are_both_best_and_one_alone_is_not():
-    tied = make_runs(make_run("flora", accuracy=0.70004), make_run("linear_probe", accuracy=0.70001))
-    assert accuracy_frame(tied)["best"].all()
-    assert not accuracy_frame(make_runs(make_run())).best.any()
+def test_captions_explain_the_marks_that_occur_and_no_others():
+    clear = [make_run(m, seed=s, accuracy=a) for m, a in (("flora", 0.8), ("bitfit", 0.7)) for s in (0, 1)]
+    caption = accuracy_table(make_runs(*clear)).caption
+    assert (
+        "Bold: best trained method of the column, its lead over each other beyond the 95 % interval"
+        in caption
+    )
+    assert "paired by seed and split" in caption
+    assert not any(word in caption for word in ("without a bold", "Welch", "one seed", "▼", "‡"))
+    level = [make_run(m, seed=s, accuracy=0.7, broken="lost") for m in ("flora", "bitfit") for s in (0, 1)]
+    caption = accuracy_table(make_runs(*level)).caption
+    assert "mean of n = 2 seeds ± half width of the 95 % t-interval" in caption
+    assert "Underlined without a bold one: the highest and all not told from it" in caption
+    assert "‡: an invariant did not hold" in caption
+    assert "Bold" not in caption
+    apart = [row | {"seed": row["seed"] + 10 * (row["method"] == "bitfit")} for row in clear]
+    assert "unpaired (Welch)" in accuracy_table(make_runs(*apart)).caption
 
 
 def test_marks_are_those_of_their_own_column():
@@ -290,3 +312,185 @@ def test_html_table_is_escaped():
     html = accuracy_table(make_runs(make_run("<script>alert(1)</script>"))).to_html()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_html_names_rows_columns_and_marks_for_those_who_do_not_see_them():
+    rows = [make_run(m, seed=s, accuracy=a) for m, a in (("flora", 0.8), ("bitfit", 0.5)) for s in (0, 1)]
+    html = accuracy_table(make_runs(*rows, make_run("linear_probe", accuracy=0.4, broken="lost"))).to_html(
+        "Table 1"
+    )
+    caption = re.search(r'<figcaption id="([^"]+)"><b>Table 1.</b>', html)[1]
+    assert html.count(f'aria-labelledby="{caption}"') == 2
+    assert html.count('scope="row"') == 4
+    assert {"col", "colgroup"} <= set(re.findall(r'scope="(\w+)"', html))
+    assert 'aria-label="below zero-shot"' in html
+    assert 'aria-label="an invariant did not hold"' in html
+    assert re.search(r'<u title="[^"]+">80.0', html)
+
+
+def test_all_forms_have_the_same_marks():
+    runs, _ = make_results(seeds=(0, 1, 2))
+    table = accuracy_table(runs)
+    cells = [cell for _, row in table.rows for cell in row]
+    counts = {mark: sum(getattr(cell, mark) for cell in cells) for mark in ("best", "second", "below")}
+    assert all(counts.values())
+    forms = {
+        table.to_html(): ("<strong", "<u ", 'class="mark"'),
+        table.to_markdown().partition("|")[2]: ("**", "<u>", "▼"),
+        table.to_latex().partition("toprule")[2]: (r"\fontseries{b}", r"\underline", r"\blacktriangledown"),
+    }
+    for text, signs in forms.items():
+        found = [text.count(sign) / (2 if sign == "**" else 1) for sign in signs]
+        assert found == list(counts.values())
+    assert pd.read_csv(io.StringIO(table.to_csv()))["mean"].tolist() == table.data["mean"].tolist()
+
+
+# Over data sets
+
+
+def on_data_sets(accuracies, seeds=(0, 1), **fields):
+    """Runs of each method on its data sets, 0.04 points more for each seed."""
+    return [
+        make_run(method, task=task, seed=seed, accuracy=accuracy + seed / 2500, **fields)
+        for method, by_task in accuracies.items()
+        for task, accuracy in by_task.items()
+        for seed in seeds
+    ]
+
+
+def test_the_main_table_has_a_row_a_data_set_and_their_mean():
+    rows = on_data_sets({"flora": {"b": 0.80, "a": 0.60}, "bitfit": {"a": 0.70, "b": 0.50}})
+    (table,) = main_accuracy_tables(make_runs(*rows))
+    assert table.columns == ["Data set", "Zero-shot", "BitFit", "FLoRA"]
+    assert [name for name, _ in table.rows] == ["a", "b", "Mean"]
+    assert table.foot == 1
+    # both seeds 0.04 points apart: half width 12.706 x 0.0283 / sqrt(2) = 0.254
+    assert [cell.text for cell in table.rows[-1][1]] == ["62.0", "60.0 ± 0.3", "70.0 ± 0.3"]
+    best = {name: [cell.best for cell in cells] for name, cells in table.rows}
+    assert best == {"a": [False, True, False], "b": [False, False, True], "Mean": [False, False, True]}
+    assert [cell.below for cell in dict(table.rows)["Mean"]] == [False, True, False]
+    assert "on 2 data sets (ViT-B-32:openai, IID, all data)" in table.caption
+    assert "best trained method of the row" in table.caption
+
+
+def test_the_mean_is_of_methods_that_ran_on_every_data_set():
+    rows = on_data_sets({"flora": {"a": 0.6, "b": 0.8}, "bitfit": {"a": 0.9}})
+    (table,) = main_accuracy_tables(make_runs(*rows))
+    mean = dict(zip(table.columns[1:], dict(table.rows)["Mean"], strict=True))
+    assert mean["BitFit"].text == "–"
+    assert mean["FLoRA"].text.startswith("70.0")
+    assert not mean["FLoRA"].best
+    assert "– for 1 method that did not run on all" in table.caption
+    neither = on_data_sets({"flora": {"a": 0.6}, "bitfit": {"b": 0.9}})
+    (table,) = main_accuracy_tables(make_runs(*neither))
+    assert {cell.text for cell in dict(table.rows)["Mean"]} == {"–"}
+
+
+def test_the_mean_of_unlike_seeds_is_that_of_the_rows_without_interval_or_mark():
+    rows = on_data_sets({"flora": {"a": 0.6, "b": 0.8}, "bitfit": {"a": 0.5, "b": 0.5}})
+    rows.append(make_run(task="b", seed=2, accuracy=0.95))
+    (table,) = main_accuracy_tables(make_runs(*rows))
+    flora = dict(zip(table.columns[1:], dict(table.rows)["Mean"], strict=True))["FLoRA"]
+    # b: (0.8 + 0.8004 + 0.95) / 3 = 0.8501; a: 0.6002
+    assert flora.text == "72.5"
+    assert not any(cell.best or cell.second for cell in dict(table.rows)["Mean"])
+
+
+def test_there_is_a_main_table_for_each_split_and_shots_and_none_for_one_data_set():
+    rows = [make_run(task=t, split=s, shots=n) for t in "ab" for s in ("iid", "domain") for n in (1, 4)]
+    assert len({table.name for table in main_accuracy_tables(make_runs(*rows))}) == 4
+    assert main_accuracy_tables(make_runs(make_run())) == []
+
+
+def test_a_task_is_called_as_its_author_calls_it():
+    runs = label_runs(make_runs(*on_data_sets({"flora": {"a": 0.6, "b": 0.8}})))
+    runs["task_label"] = pd.Categorical(
+        runs["task"].map({"a": "Zebras", "b": "Apes"}), categories=["Zebras", "Apes"], ordered=True
+    )
+    (table,) = main_accuracy_tables(runs)
+    assert [name for name, _ in table.rows] == ["Zebras", "Apes", "Mean"]
+
+
+# Few shots
+
+
+def test_the_few_shot_table_has_splits_as_groups_and_all_data_last():
+    runs, _ = make_results(shots=(pd.NA, 1, 4), splits=("iid", "dirichlet"))
+    full_only = make_run("flora", "domain")
+    table = few_shot_table(make_runs(*runs.to_dict("records"), full_only))
+    assert table.groups == [("IID", 3), ("Dirichlet (β = 0.1)", 3)]
+    assert table.columns[1:] == ["1 shot", "4 shots", "all data"] * 2
+    accuracy = accuracy_table(runs)
+    by_level = dict(zip(accuracy.headings[1:], dict(accuracy.rows)["FLoRA"], strict=True))
+    shown = dict(zip(table.headings[1:], dict(table.rows)["FLoRA"], strict=True))
+    assert shown["1 shot, IID"] == by_level["IID, 1 shot"]
+    assert shown["all data, Dirichlet (β = 0.1)"] == by_level["Dirichlet (β = 0.1), all data"]
+
+
+def test_without_two_numbers_of_shots_there_is_no_few_shot_table():
+    assert few_shot_table(make_results()[0]) is None
+
+
+# Costs and digits
+
+
+def test_costs_can_be_set_against_another_method():
+    rows = [make_run("full_finetune", train_seconds=40.0), make_run("flora", train_seconds=10.0)]
+    rows.append(make_run("bitfit", train_seconds=5.0))
+    table = cost_table(make_runs(*rows), ("train_seconds",), reference="flora")
+    assert {name: cells[0].note for name, cells in table.rows} == {
+        "Full fine-tuning": "0.250×", "BitFit": "2.00×", "FLoRA": "",
+    }  # fmt: skip
+    assert "how many times less than FLoRA" in table.caption
+    by_label = cost_table(label_runs(make_runs(*rows)), ("train_seconds",), reference="BitFit")
+    assert dict(by_label.rows)["FLoRA"][0].note == "0.500×"
+    assert "In brackets" not in cost_table(make_runs(*rows), reference="nothing").caption
+
+
+def test_operations_and_energy_stand_with_the_costs_and_the_rest_further():
+    measured = {"train_flops": 2e12, "energy_joules": 50.0, "cpu_seconds": 3.0}
+    runs = make_runs(make_run("full_finetune", **measured), make_run(**measured))
+    assert {"Training FLOPs", "Energy (J)"} <= set(cost_table(runs).columns)
+    assert further_cost_table(runs).columns == ["Method", "Processor time (s)"]
+    assert further_cost_table(make_runs(make_run())) is None
+
+
+def test_means_of_costs_are_over_the_seeds_that_measured_them():
+    rows = [
+        make_run(seed=s, energy_joules=e, train_seconds=t) for s, e, t in ((0, 1.0, 2.0), (1, np.nan, 4.0))
+    ]
+    row = cost_frame(make_runs(*rows)).iloc[0]
+    assert (row["energy_joules"], row["train_seconds"]) == (1.0, 3.0)
+    assert np.isnan(row["energy_joules_half_width"])
+    # 12.706 x 1.414 / sqrt(2)
+    assert row["train_seconds_half_width"] == pytest.approx(12.7062)
+
+
+def test_numbers_have_as_many_digits_as_asked_for():
+    digits = Digits(accuracy=2, cost=4)
+    rows = [make_run("flora", accuracy=0.70014, train_seconds=12.3456, payload_bytes=98_304)]
+    rows.append(make_run("full_finetune", accuracy=0.70009, train_seconds=100.0, payload_bytes=605_109_252))
+    runs = make_runs(*rows)
+    assert dict(accuracy_table(runs, digits).rows)["FLoRA"][0].text == "70.01"
+    assert dict(accuracy_table(runs, digits).rows)["FLoRA"][0].second
+    assert dict(accuracy_table(runs, Digits(accuracy=3)).rows)["FLoRA"][0].best
+    cells = dict(cost_table(runs, ("trainable_parameters", "payload_bytes", "train_seconds"), digits).rows)
+    assert [cell.text for cell in cells["FLoRA"]] == ["24,576", "98.30 kB", "12.35"]
+    assert cells["FLoRA"][2].note == "8.100×"
+
+
+@pytest.mark.parametrize(("decimals", "below"), [(1, False), (3, True)])
+def test_below_zero_shot_is_as_printed(decimals, below):
+    runs = make_runs(
+        make_run(accuracy=0.61996, client_worst_accuracy=0.1, new_accuracy=0.5996, zero_shot_new_accuracy=0.6)
+    )
+    digits = Digits(accuracy=decimals)
+    assert dict(accuracy_table(runs, digits).rows)["FLoRA"][0].below is below
+    assert dict(beyond_table(runs, digits).rows)["FLoRA"][-1].below is below
+
+
+def test_every_table_of_one_seed_one_method_and_one_round_can_be_set():
+    (cell,) = cells_of(make_runs(make_run(rounds=1)))
+    for table in (accuracy_table(cell), cost_table(cell)):
+        assert all((table.to_latex(), table.to_markdown(), table.to_html(), table.to_csv()))
+        assert "one seed" in table.caption
