@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from bench.network import Profile
 
-_BY = ["task", "model", "split_label", "shots", "method_label", "profile"]
-_QUANTITIES = ("round_seconds", "total_seconds", "to_target_seconds")
-
 
 def replay(
     results: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of results.")] = Path("results"),
@@ -47,20 +44,31 @@ def replay(
 ) -> None:
     """Give the times of finished runs under network profiles, without training again."""
     from bench.network import PROFILES, read_profile
+    from bench.report.networks import mean_times, network_times
     from bench.report.targets import check_target
+    from bench.store import load_results
 
     profiles = [read_profile(text) for text in profile or PROFILES]
     _check_names(profiles)
     if target is not None:
         check_target(target)
-    scale = {"clients": clients, "participants": participants, "deadline": deadline}
-    each, left_out = _replayed(results, profiles, target, seed, scale)
+    left_out: dict[str, list[str]] = {}
+    each = network_times(
+        load_results(results),
+        profiles,
+        target,
+        seed=seed,
+        clients=clients,
+        participants=participants,
+        deadline=deadline,
+        on_left_out=lambda reason, method: left_out.setdefault(reason, []).append(method),
+    )
     if left_out:
         reasons = "; ".join(f"{reason}: {_names(methods)}" for reason, methods in left_out.items())
         typer.echo(f"flora-bench: left out, {reasons}", err=True)
     if each.empty:
         raise BadInput(f"results: {str(results)!r} holds no run that can be replayed")
-    rows = _summarised(each, target)
+    rows: list[dict[str, Any]] = mean_times(each).to_dict("records")  # type: ignore[assignment]
     for note in _silences(rows):
         typer.echo(f"flora-bench: {note}", err=True)
     if as_json:
@@ -77,123 +85,6 @@ def _check_names(profiles: list[Profile]) -> None:
             f"--profile: {counts[twice[0]]} are called {twice[0]!r}; name them apart, "
             "with name=... or in the file"
         )
-
-
-def _replayed(
-    results: Path,
-    profiles: list[Profile],
-    target: float | None,
-    seed: int,
-    scale: dict[str, Any],
-) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Give one row a run and profile, and the methods of the runs left out by reason."""
-    import pandas as pd
-
-    from bench.report.names import label_runs
-    from bench.store import load_results, load_run
-
-    runs = label_runs(load_results(results))
-    rows, left_out = [], dict[str, list[str]]()
-    for run in runs.to_dict("records"):
-        stored = load_run(run["path"])
-        if reason := _cannot(stored):
-            left_out.setdefault(reason, []).append(str(run["method_label"]))
-            continue
-        keys = {name: run[name] for name in _BY[:-1]}
-        keys["client_times"] = stored.get("client_times")
-        keys["acceleration"] = stored["config"].get("acceleration")
-        for under, found in _under(run["path"], stored, profiles, target, seed, scale):
-            rows.append({**keys, "profile": under, **found})
-    each = pd.DataFrame(rows)
-    if len(each):
-        for name in ("split_label", "method_label"):
-            each[name] = each[name].astype(runs[name].dtype)
-        order = [one.name for one in profiles]
-        each["profile"] = pd.Categorical(each["profile"], list(dict.fromkeys(order)), ordered=True)
-        each["shots"] = each["shots"].astype("Int64")
-    return each, left_out
-
-
-def _cannot(stored: dict[str, Any]) -> str:
-    """Say why a run cannot be replayed; nothing if it can."""
-    if stored["status"] != "complete":
-        return "not complete"
-    if not any(record["round"] > 0 for record in stored["rounds"]):
-        return "nothing trained"
-    if stored["config"].get("mode") == "centralized":
-        return "no clients in mode centralized"
-    if any(not stored.get(name) for name in ("ledger", "clients")):
-        return "made before ledger and client times were kept (run again with --fresh)"
-    return ""
-
-
-def _under(
-    path: str,
-    stored: dict[str, Any],
-    profiles: list[Profile],
-    target: float | None,
-    seed: int,
-    scale: dict[str, Any],
-) -> list[tuple[str, dict[str, Any]]]:
-    """Replay one run under each profile."""
-    from bench.network import check_stored
-    from bench.network import replay as replayed
-    from bench.report.targets import to_target
-    from bench.store import load_table
-
-    config = stored["config"]
-    own = config.get("seed", 0)
-    participants = scale["participants"]
-    if scale["clients"] is not None and participants is None:
-        participants = max(1, round(scale["clients"] * config.get("participation", 1.0)))
-    clients, ledger = (load_table(path, name) for name in ("clients", "ledger"))
-    check_stored(path, stored["rounds"], clients, ledger)
-    found = []
-    for profile in profiles:
-        frame = replayed(
-            stored["rounds"],
-            clients,
-            ledger,
-            profile,
-            seed=[seed, own["participation"] if isinstance(own, dict) else own],
-            clients_total=scale["clients"],
-            participants=participants,
-            deadline=scale["deadline"],
-        )
-        trained = frame[frame["round"] > 0]
-        row: dict[str, Any] = {
-            "round_seconds": trained["seconds"].median(),
-            "total_seconds": frame["cumulative_seconds"].iloc[-1],
-            "participants": trained["participants"].sum(),
-            "dropped": trained["dropped"].sum(),
-            "silent_rounds": (
-                (trained["participants"] > 0) & (trained["dropped"] == trained["participants"])
-            ).sum(),
-        }
-        if target is not None:
-            one = to_target(frame.assign(config_hash=""), target, "cumulative_seconds").iloc[0]
-            missed = None if one["reached"] else one["best_accuracy"]
-            row |= {"to_target_seconds": one["amount"], "reached": one["reached"], "missed": missed}
-        found.append((profile.name, row))
-    return found
-
-
-def _summarised(each: pd.DataFrame, target: float | None) -> list[dict[str, Any]]:
-    """Give one row a method, cell and profile: means over its seeds, with intervals."""
-    from bench.report.statistics import mean_interval
-
-    groups = each.groupby(_BY, dropna=False, observed=True, sort=True)
-    counted = {name: (name, "sum") for name in ("participants", "dropped", "silent_rounds")}
-    table = groups.agg(runs=("round_seconds", "size"), **counted).reset_index()
-    if target is not None:
-        counts = groups.agg(reached=("reached", "sum"), best_not_reached=("missed", "max")).reset_index()
-        table = table.merge(counts, on=_BY)
-    for name in _QUANTITIES[: 2 + (target is not None)]:
-        means = mean_interval(each, _BY, name)[[*_BY, "mean", "half_width"]]
-        renamed = means.rename(columns={"mean": name, "half_width": f"{name}_half_width"})
-        table = table.merge(renamed, on=_BY, how="left")
-    rows: Any = table.sort_values(_BY).to_dict("records")
-    return list(rows)
 
 
 def _silences(rows: list[dict[str, Any]]) -> list[str]:
@@ -264,7 +155,7 @@ def _table(rows: list[dict[str, Any]], target: float | None) -> Table:
     last = None
     for row in rows:
         name = str(row["method_label"])
-        texts = [_seconds(row, quantity) for quantity in _QUANTITIES[:2]]
+        texts = [_seconds(row, quantity) for quantity in ("round_seconds", "total_seconds")]
         if target is not None:
             texts.append(_to_target(row))
         table.add_row("" if name == last else name, str(row["profile"]), *texts)

@@ -1,7 +1,8 @@
 """How methods look: each keeps its colour, marker, line style and hatch in all figures.
 
-The colours are Okabe and Ito's and, where these run out, Paul Tol's: told apart by readers of every colour
-vision. The rest is for grey print, and for more methods than there are such colours.
+The colours of the paper's methods are Okabe and Ito's: told apart by readers of every colour vision. There
+are fewer such colours than methods: where others come close, to whichever reader, they differ in marker, line
+style and hatch. Two of like brightness differ in marker or line style, for grey print.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from bench.report.names import label_runs
 
 # Under all of them: the one style file.
 STYLE_FILE = Path(__file__).with_name("flora-bench.mplstyle")
-# Both come with matplotlib, so that a figure is the same on every machine.
+# All come with matplotlib, so that a figure is the same on every machine.
 FONTS: dict[str, dict[str, Any]] = {
     "sans": {"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"},
-    "serif": {"font.family": "STIXGeneral", "mathtext.fontset": "stix"},
+    "serif": {"font.family": ["STIXGeneral", "DejaVu Serif"], "mathtext.fontset": "stix"},
 }
 
 
@@ -72,19 +73,40 @@ STYLES = {
     "prompt_tuning": Style("#e69f00", "v", "--", "ooo"),
     "layernorm_tuning": Style("#999933", "<", (0, (3, 1, 1, 1, 1, 1)), "---"),
     "bitfit": Style("#332288", "X", (0, (8, 2, 1, 2)), "|||"),
+    "peft:lora": Style("#004c00", ">", "-.", "**"),
+    "peft:rslora": Style("#000000", "*", (0, (6, 1, 2, 1)), "OO"),
+    "peft:dora": Style("#736a3f", "p", (0, (3, 3)), "//.."),
+    "peft:vera": Style("#7e7ee6", "d", (0, (9, 1, 1, 1, 1, 1)), "xx--"),
+    "peft:ia3": Style("#4c1717", "H", (0, (5, 1, 5, 1, 1, 1)), "\\\\||"),
+    "peft:loha": Style("#86bf69", "8", "-.", "..||"),
+    "peft:lokr": Style("#226573", "*", "--", "++\\\\"),
+    "peft:hra": Style("#99001a", "d", (0, (3, 1, 1, 1, 1, 1)), "oo//"),
+    "peft:oft": Style("#73503f", "H", (0, (6, 1)), "--//"),
+    "peft:delora": Style("#7300e6", ">", (0, (2, 2)), "OO--"),
+    "peft:hira": Style("#4c004c", "p", (0, (1, 1)), "xx.."),
+    "peft:randlora": Style("#bf3993", "8", (0, (8, 2, 1, 2)), "oo||"),
 }
 FEATURES_COLOUR, SETUP_COLOUR = "#f0e442", "#c9c9c9"
-_OTHER_COLOURS = ("#000000", "#44aa99", "#aa4499", "#b8a800", "#8b5a2b", "#117733", "#cc6677")
-_OTHER_MARKERS = (">", "*", "p", "d", "H", "8", "v", "P", "X", "<", "h")
-_OTHER_LINES: tuple[Any, ...] = ("--", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (2, 2)))
-_OTHER_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||")
+# For methods that are not known here.
+SPARE = (
+    Style("#224b73", "<", (0, (4, 1, 1, 1)), "//"),
+    Style("#994c00", "v", (0, (6, 1, 2, 1)), "\\\\"),
+    Style("#3f7359", "D", (0, (9, 1, 1, 1, 1, 1)), "++"),
+    Style("#997754", "P", (0, (5, 1, 5, 1, 1, 1)), "--"),
+    Style("#4c2a3b", "^", (0, (3, 3)), "xx"),
+    Style("#bf00e6", "X", "--", ".."),
+)
+_VARIANT_MARKERS = (">", "*", "p", "d", "H", "8", "v", "P", "X", "<", "h")
+_VARIANT_LINES: tuple[Any, ...] = ("--", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (2, 2)))
+_VARIANT_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||")
 
 
 def styles_of(runs: pd.DataFrame) -> dict[str, Style]:
     """Give every method label of the runs its style.
 
-    A known method has one of its own; variants of a method (rank 2, rank 8) keep its hue, paler one by one,
-    with other markers, lines and hatches. Unknown methods take the remaining colours in order of name.
+    A known method has one of its own, whatever else is there; variants of a method (rank 2, rank 8) keep its
+    hue, paler one by one, with other markers, lines and hatches. Unknown methods take those of ``SPARE``, in
+    order of name.
     """
     runs = label_runs(runs)
     pairs = runs[["method", "method_label"]].drop_duplicates().sort_values("method_label")
@@ -98,9 +120,7 @@ def styles_of(runs: pd.DataFrame) -> dict[str, Style]:
 
 
 def _stranger(index: int) -> Style:
-    return Style(
-        *(pool[index % len(pool)] for pool in (_OTHER_COLOURS, _OTHER_MARKERS, _OTHER_LINES, _OTHER_HATCHES))
-    )
+    return _variant(SPARE[index % len(SPARE)], index // len(SPARE))
 
 
 def _variant(base: Style, index: int) -> Style:
@@ -108,6 +128,6 @@ def _variant(base: Style, index: int) -> Style:
         return base
     pale = min(0.25 * index, 0.6)
     colour = to_hex(np.array(to_rgb(base.colour)) * (1 - pale) + pale)
-    pools = (_OTHER_MARKERS, _OTHER_LINES, _OTHER_HATCHES)
+    pools = (_VARIANT_MARKERS, _VARIANT_LINES, _VARIANT_HATCHES)
     marker, line, hatch = (pool[(index - 1) % len(pool)] for pool in pools)
     return Style(colour, marker, line, hatch)

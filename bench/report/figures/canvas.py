@@ -1,11 +1,10 @@
-"""What figures share: their size, panels, key and files. Drawn on their own canvas, never through pyplot."""
+"""What figures share: their size, panels and key. Drawn on their own canvas, never through pyplot."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,10 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.report.names import METHODS, shots_label
-from bench.report.styles import SANS, STYLES, Look, Style
+from bench.report.styles import STYLES, Look, Style
 from bench.report.text import keep_brackets_whole
-
-RESOLUTION = 200  # dots per inch
 
 
 class NothingToDraw(ValueError):
@@ -31,6 +28,8 @@ FEWEST_FOR_INTERVAL = 3
 MOST_IN_A_COLUMN, LONGEST_IN_A_COLUMN = 6, 20
 # Inches that every figure sets aside for a key; a longer one makes the figure taller.
 _KEY_ROOM = 0.3
+# Inches of a letter at the size of text and of titles, on average; and of what stands beside all panels.
+LETTER, _TITLE_LETTER, _BESIDE = 0.063, 0.067, 0.5
 
 
 def verbatim(text: object, width: int = 30) -> str:
@@ -53,6 +52,12 @@ class Panels:
         """Those drawn into."""
         return [axes for axes, _ in self.parts]
 
+    @property
+    def panel_width(self) -> float:
+        """Inches of a panel, about: what else stands beside the axes shows when they are laid out."""
+        width = self.figure.get_figwidth()
+        return (width - _BESIDE) / self.abreast if self.own else width * self.axes[0].get_position().width
+
     def finish(self, x_label: str, y_label: str, key: Mapping[str, Any]) -> None:
         """Name the axes once for all panels and set the key above them."""
         names, handles = [verbatim(name) for name in key], list(key.values())
@@ -63,35 +68,49 @@ class Panels:
                 axes.legend(handles, names)
             return
         self.figure.supxlabel(x_label)
-        if y_label:
-            self.figure.supylabel(y_label)
+        height = 0.0
         if key:
             columns = _key_columns(names, self.figure.get_figwidth())
             self.figure.legend(handles, names, loc="outside upper center", ncols=columns)
-            height = self.figure.get_figheight() + max(0.0, _key_height(names, columns) - _KEY_ROOM)
-            self.figure.set_figheight(height)
+            height = _key_height(names, columns)
+            self.figure.set_figheight(self.figure.get_figheight() + max(0.0, height - _KEY_ROOM))
+        if y_label:  # beside the panels alone, not the key
+            self.figure.supylabel(y_label, y=0.5 * (1 - height / self.figure.get_figheight()))
 
 
 def _key_columns(names: Sequence[str], width: float) -> int:
-    """How many entries of the key fit abreast into ``width`` inches."""
-    # An entry takes about 0.5 inch for its line and 0.063 a letter at this size.
-    needs = [0.5 + 0.063 * max(map(len, name.split("\n"))) for name in names]
-    return len(names) if sum(needs) < width else max(1, int(width / max(needs)))
+    """How many columns of the key fit into ``width`` inches; entries go down the columns."""
+    # An entry takes about 0.55 inch for its line and the space after it.
+    needs = [0.55 + LETTER * max(map(len, name.split("\n"))) for name in names]
+    fits = (n for n in range(len(names), 1, -1) if sum(map(max, np.array_split(needs, n))) < width)
+    return next(fits, 1)
 
 
 def _key_height(names: Sequence[str], columns: int) -> float:
-    """Inches that the key takes: the tallest entry of each of its rows, entries going down the columns."""
-    rows = -(-len(names) // columns)
-    lines = [max(name.count("\n") + 1 for name in names[row::rows]) for row in range(rows)]
-    return sum(0.14 * count + 0.07 for count in lines)
+    """Inches that the key takes: its highest column."""
+    entries = [0.14 * (name.count("\n") + 1) + 0.07 for name in names]
+    return max(map(sum, np.array_split(entries, columns)))
 
 
 def make_panels(
-    frame: pd.DataFrame, ax: Axes | None, look: Look, row_height: float = 2.0, by_shots: bool = True
+    frame: pd.DataFrame,
+    ax: Axes | None,
+    look: Look,
+    row_height: float | None = None,
+    by_shots: bool = True,
+    in_column: int = 2,
 ) -> Panels:
-    """Divide the rows among panels by split, at most three abreast; other shots start a row of their own.
+    """Divide the rows among panels by split; other shots start a row of their own.
 
     Where there is one split, the shots stand abreast.
+
+    Args:
+        frame: rows with ``split_label``, ``shots`` and ``method_label``.
+        ax: take this one for all of them instead.
+        look: says how wide the figure is.
+        row_height: inches of a row of panels, with its titles; about as high as wide where not given.
+        by_shots: whether shots have panels of their own.
+        in_column: how many panels stand abreast at most in a figure of a column's width; else three.
     """
     if ax is not None:
         return Panels(cast(Figure, ax.get_figure(root=True)), [(ax, frame)], abreast=1, own=False)
@@ -100,28 +119,38 @@ def make_panels(
     if by_shots:  # all data before the few
         parts.sort(key=lambda item: not pd.isna(item[0][0]))
     n_splits = frame["split_label"].nunique()
+    narrow = _fits_column(frame, len(parts)) if look.width is None else look.width == "column"
+    width = look.column if narrow else look.page
     abreast = {1: 1, 2: 2, 4: 2}.get(n_splits if n_splits > 1 else len(parts), 3)
-    places = _places([key[0] if by_shots and n_splits > 1 else None for key, _ in parts], abreast)
+    levels = [str(key[0]) if by_shots and n_splits > 1 else "" for key, _ in parts]
+    if narrow and n_splits > in_column >= len(set(levels)) > 1:
+        # the shots of a split side by side rather than splits that fill no row
+        parts.sort(key=lambda item: item[1]["split_label"].cat.codes.iloc[0])
+        levels = [str(key[1]) for key, _ in parts]
+    abreast = min(abreast, in_column) if narrow else abreast
+    places = _places(levels, abreast)
     rows = 1 + max(row for row, _ in places)
-    # above a single column a key of many methods would be taller than what it explains
-    labels = frame["method_label"].drop_duplicates().astype(str)
-    fits = (
-        len(parts) == 1 and len(labels) <= MOST_IN_A_COLUMN and max(map(len, labels)) <= LONGEST_IN_A_COLUMN
-    )
-    narrow = fits if look.width is None else look.width == "column"
-    figure = Figure((look.column if narrow else look.page, row_height * rows + 0.6), layout="constrained")
+    row_height = row_height or (1.65 if narrow and abreast > 1 else 2.0)
+    figure = Figure((width, row_height * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, abreast, sharex=True, sharey=True, squeeze=False)
     drawn = []
     for (row, column), (key, part) in zip(places, parts, strict=True):
         few = by_shots and not pd.isna(key[0])
         shots = f", {shots_label(key[0])}".replace(" shot", "\N{NO-BREAK SPACE}shot") if few else ""
-        grid[row, column].set_title(verbatim(f"{key[-1]}{shots}"))
+        letters = int((width - _BESIDE) / abreast / _TITLE_LETTER)
+        grid[row, column].set_title(verbatim(f"{key[-1]}{shots}", letters))
         drawn.append((grid[row, column], part))
     _drop_empty(grid, places)
     return Panels(figure, drawn, abreast, own=True)
 
 
-def _places(levels: Sequence[Any], abreast: int) -> list[tuple[int, int]]:
+def _fits_column(frame: pd.DataFrame, n_parts: int) -> bool:
+    """Whether the figure is legible in a column; a key of many methods would be taller than the panel."""
+    labels = frame["method_label"].drop_duplicates().astype(str)
+    return n_parts == 1 and len(labels) <= MOST_IN_A_COLUMN and max(map(len, labels)) <= LONGEST_IN_A_COLUMN
+
+
+def _places(levels: Sequence[str], abreast: int) -> list[tuple[int, int]]:
     """Row and column of each panel; a row ends when it is full or the level changes."""
     places: list[tuple[int, int]] = []
     for index, level in enumerate(levels):
@@ -129,7 +158,7 @@ def _places(levels: Sequence[Any], abreast: int) -> list[tuple[int, int]]:
             places.append((0, 0))
             continue
         row, column = places[-1]
-        same = str(level) == str(levels[index - 1])
+        same = level == levels[index - 1]
         places.append((row, column + 1) if same and column + 1 < abreast else (row + 1, 0))
     return places
 
@@ -158,28 +187,21 @@ def drawn_half_width(table: pd.DataFrame) -> np.ndarray:
     return table["half_width"].where(table["n"] >= FEWEST_FOR_INTERVAL, 0.0).to_numpy(dtype=float)
 
 
-def zero_shot_line(axes: Axes, part: pd.DataFrame, reference: pd.DataFrame) -> None:
-    """Draw what the model gave before any training as a dashed line."""
-    cells = part[["task", "model", "split_label", "shots"]].drop_duplicates()
-    values = cells.merge(reference, how="inner")["zero_shot"]
-    if len(values):
-        style = STYLES["zero_shot"]
-        axes.axhline(100 * values.mean(), color=style.colour, linestyle=style.line, linewidth=1, zorder=1.5)
+def zero_shot_line(axes: Axes, part: pd.DataFrame) -> None:
+    """Draw what the model gave before any training, ``zero_shot`` of the points, as a dashed line."""
+    style = STYLES["zero_shot"]
+    for level in part["zero_shot"].dropna().unique():
+        axes.axhline(100 * level, color=style.colour, linestyle=style.line, linewidth=1, zorder=1.5)
 
 
-def key_of(trained: pd.DataFrame, styles: Mapping[str, Style], reference: pd.DataFrame) -> dict[str, Line2D]:
-    """Give a line for each trained method, and for zero-shot where it is known."""
-    labels = [label for label, _ in by_method(trained)]
-    key = {name: styles[name] for name in labels}
-    if len(reference):
-        key = {METHODS["zero_shot"]: STYLES["zero_shot"], **key}
+def key_of(points: pd.DataFrame, styles: Mapping[str, Style]) -> dict[str, Line2D]:
+    """Give a line for each method drawn, and for zero-shot where it is known."""
+    key = {name: styles[name] for name in order_of(points)}
+    if points["zero_shot"].notna().any():
+        key = {zero_shot_name(styles): STYLES["zero_shot"], **key}
     return {n: Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker) for n, s in key.items()}
 
 
-def save(figure: Figure, stem: Path, look: Look = SANS) -> list[Path]:
-    """Write ``stem``.png and .pdf; the same figure gives the same bytes, so neither carries a date."""
-    png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
-    with look.drawing():
-        figure.savefig(png, dpi=RESOLUTION, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"CreationDate": None})
-    return [png, pdf]
+def zero_shot_name(styles: Mapping[str, Style]) -> str:
+    """Give the author's name of zero-shot where runs of it are among those with a style, else ours."""
+    return next((name for name, own in styles.items() if own == STYLES["zero_shot"]), METHODS["zero_shot"])

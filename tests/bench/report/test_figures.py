@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from PIL import Image
 
-from bench.catalogue import method_modules
 from bench.report import figures
-from bench.report.names import METHODS, label_rounds, label_runs
-from bench.report.styles import SANS, STYLES, styles_of
+from bench.report.names import METHODS, Names, label_rounds, label_runs
+from bench.report.styles import SANS, Look, styles_of
+from flora.errors import BadInput
 from tests.bench.report.made import (
     COLD,
-    LEVEL,
     WARM,
     labelled,
     make_results,
@@ -26,34 +23,11 @@ from tests.bench.report.made import (
     make_runs,
     make_small,
 )
+from tests.bench.report.texts import check_texts
 
-
-def test_a_method_looks_the_same_in_every_set_and_variants_keep_apart():
-    alone = styles_of(make_runs(make_run()))
-    many = styles_of(make_results(methods=(*LEVEL, "a", "b"))[0])
-    assert alone["FLoRA"] == many["FLoRA"]
-    assert len({(s.colour, s.marker, str(s.line)) for s in many.values()}) == len(many)
-    variants = styles_of(make_runs(*(make_run(**{"method.rank": r}) for r in (2.0, 4.0, 8.0))))
-    assert len({s.marker for s in variants.values()}) == len({s.hatch for s in variants.values()}) == 3
-
-
-def test_every_method_has_a_name_and_those_of_this_project_a_look_of_their_own():
-    methods = method_modules()
-    assert set(methods) <= set(METHODS)
-    assert len(set(METHODS.values())) == len(METHODS)
-    assert {name for name in methods if ":" not in name} == set(STYLES)
-    for part in ("colour", "marker", "line", "hatch"):
-        values = [str(getattr(style, part)) for name, style in STYLES.items() if name != "zero_shot"]
-        repeated = len(values) - len(set(values))
-        assert repeated <= (1 if part == "line" else 0), part
-
-
-def test_many_methods_without_a_look_of_their_own_keep_apart():
-    names = [name for name in method_modules() if ":" in name]
-    drawn = styles_of(make_runs(*(make_run(method=name) for name in (*STYLES, *names))))
-    assert len({(s.colour, s.marker) for s in drawn.values()}) == len(drawn)
-    own = {style.colour for style in STYLES.values()}
-    assert not own & {drawn[METHODS[name]].colour for name in names}
+CURVES = ("accuracy_over_rounds", "accuracy_over_bytes", "accuracy_over_seconds")
+BARS = ("time_bars", "memory_bars", "bytes_bars")
+KINDS = (*CURVES, "few_shot_curves", *BARS)
 
 
 def test_panels_are_split_by_shots_with_zero_shot_dashed():
@@ -91,11 +65,14 @@ def test_bytes_are_on_a_logarithmic_axis_without_round_zero():
     assert min(min(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 3) > 0
 
 
-@pytest.mark.parametrize("factor", [1.5, 4.0, 20.0, 1e5])
-def test_bytes_axis_has_one_to_five_labels_whatever_its_span(factor):
+@pytest.mark.parametrize("width", ["column", "page"])
+@pytest.mark.parametrize("factor", [1.0, 1.5, 4.0, 9.0, 20.0, 1e5])
+def test_bytes_axis_has_one_to_five_labels_whatever_its_span(factor, width):
     rounds = labelled(make_small())[1]
     sent = 70_000 * np.where(rounds["round"] < 2, 1.0, factor)
-    axes = figures.accuracy_over_bytes(rounds.assign(cumulative_bytes=sent)).axes[0]
+    figure = figures.accuracy_over_bytes(rounds.assign(cumulative_bytes=sent), look=Look("sans", width))
+    check_page(figure, at_least=5)
+    axes = figure.axes[0]
     low, high = axes.get_xlim()
     assert 1 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= 5
 
@@ -115,22 +92,104 @@ def test_drawing_into_given_axes():
     assert axes.get_ylabel() == "Accuracy (%)"
 
 
-@pytest.mark.parametrize("kind", ["accuracy_over_rounds", "accuracy_over_bytes", "time_bars", "memory_bars"])
-def test_no_two_texts_overlap(kind):
-    runs, rounds = labelled(make_results(rounds=3))
-    main = runs[runs["shots"].isna()]
-    figure = getattr(figures, kind)(rounds if kind.startswith("accuracy") else main)
-    figure.draw_without_rendering()
-    texts = [*(axes.title for axes in figure.axes), *(note for axes in figure.axes for note in axes.texts)]
-    texts += [text for legend in figure.legends for text in legend.get_texts()]
-    for axes in figure.axes:
-        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            shown = [tick for tick in axis.get_major_ticks() if min(limits) <= tick.get_loc() <= max(limits)]
-            texts += [tick.label1 for tick in shown]
-    boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
-    clashes = [(a, b) for a, b in itertools.combinations(boxes, 2) if a.fully_overlaps(b)]
-    assert len(boxes) > 10
-    assert not clashes
+def drawn_of(kind, results, **options):
+    """The figure of this kind and its points."""
+    runs, rounds = results
+    frame = rounds if kind.startswith("accuracy") else runs
+    return getattr(figures, kind)(frame, **options), getattr(figures, f"{kind}_points")(frame)
+
+
+def axes_of(figure, points):
+    """Each axes that was drawn into, with the points of its panel."""
+    panels = [part for _, part in points.groupby(["shots", "split_label"], dropna=False, observed=True)]
+    panels.sort(key=lambda part: not part["shots"].isna().all())
+    assert len(figure.axes) == len(panels)
+    return list(zip(figure.axes, panels, strict=True))
+
+
+def check_page(figure, at_least):
+    """Assert that the texts of a figure can be read and that none lies on a panel it does not belong to."""
+    check_texts(figure, at_least)
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    for legend in figure.legends:
+        assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)
+    for axes, panel in zip(figure.axes, panels, strict=True):
+        for note in axes.texts:
+            assert note.get_window_extent().x1 <= panel.x1 + 2, note.get_text()
+
+
+MANY = ["zero_shot", "full_finetune", *(name for name in METHODS if name.startswith("peft")), "flora"][:9]
+LONG = "a_method with % a very_long name & an option of 100 $ {each} ~ ^"
+
+
+@pytest.mark.parametrize("font", ["sans", "serif"])
+@pytest.mark.parametrize("width", ["column", "page", None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_can_be_read(kind, width, font):
+    results = labelled(make_results(rounds=3, shots=(pd.NA, 1, 4), seeds=(0, 1, 2)))
+    figure, _ = drawn_of(kind, results, look=Look(font, width))
+    check_page(figure, at_least=10)
+    inches = {"column": SANS.column, "page": SANS.page, None: SANS.page}[width]
+    assert figure.get_figwidth() == inches
+
+
+@pytest.mark.parametrize("methods", [["flora"], MANY, ["flora", "full_finetune", LONG]], ids=len)
+@pytest.mark.parametrize("width", ["column", "page"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_method_many_and_long_names_can_be_read(kind, width, methods):
+    results = labelled(make_results(methods=methods, splits=("iid",), shots=(1, 4), rounds=1, seeds=(0,)))
+    check_page(drawn_of(kind, results, look=Look("sans", width))[0], at_least=5)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1), (0, 1, 2)], ids=len)
+@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("kind", CURVES)
+def test_curves_are_drawn_from_their_points(kind, rounds, seeds):
+    figure, points = drawn_of(kind, labelled(make_results(rounds=rounds, seeds=seeds)))
+    for axes, part in axes_of(figure, points):
+        curves = dict(list(part.groupby("method_label", observed=True)))
+        lines = [line for line in axes.lines if line.get_marker() not in ("None", "", "|", "_")]
+        for line, (label, curve) in zip(lines, curves.items(), strict=True):
+            assert line.get_color() == styles_of(make_results()[0])[label].colour
+            np.testing.assert_array_equal(line.get_xdata(), curve["x"])
+            np.testing.assert_allclose(line.get_ydata(), 100 * curve["mean"])
+        assert curve["half_width"].notna().all() == (len(seeds) == 3)
+        assert set(curve["n"]) == {len(seeds)}
+        if len(seeds) == 3:
+            bars = [bar for bar in axes.collections if isinstance(bar, LineCollection)]
+            bands = bars if len(curve) == 1 else [c for c in axes.collections if c not in bars]
+            half = [curve["half_width"].to_numpy() for curve in curves.values()]
+            for band, width in zip(bands, half, strict=True):
+                y = band.get_paths()[0].vertices[:, 1]
+                assert y.max() - y.min() >= 200 * width.max() * (1 - 1e-9)
+
+
+def test_points_of_curves_say_what_was_measured():
+    _, rounds = labelled(make_results(methods=("flora",), splits=("iid",), shots=(pd.NA,), rounds=2))
+    last = rounds[rounds["round"] == 2]
+    for kind, column in (("bytes", "cumulative_bytes"), ("seconds", "cumulative_seconds")):
+        points = getattr(figures, f"accuracy_over_{kind}_points")(rounds)
+        assert list(points["round"]) == [1, 2]  # nothing was sent before
+        row = points.iloc[-1]
+        assert row["x"] == pytest.approx(last[column].mean())
+        assert row["mean"] == pytest.approx(last["accuracy"].mean())
+        assert row["zero_shot"] == pytest.approx(0.62)
+        assert (row["n"], row["task"]) == (2, "cifar10")
+
+
+def test_curves_may_be_drawn_from_what_the_store_gives():
+    runs, rounds = make_small()
+    figure = figures.accuracy_over_rounds(rounds.drop(columns="config_hash").assign(config_hash="x"))
+    assert figures.accuracy_over_rounds_points(rounds)["n"].max() == 2
+    assert len(figure.axes) == 2
+    assert len(figures.time_bars(runs).axes) == 2
+
+
+def test_an_author_s_name_of_zero_shot_stands_in_the_key():
+    runs, rounds = make_small()
+    runs = label_runs(runs, Names(methods={"zero_shot": "Untrained"}))
+    figure = figures.accuracy_over_rounds(label_rounds(rounds, runs), styles=styles_of(runs))
+    assert figure.legends[0].get_texts()[0].get_text() == "Untrained"
 
 
 def test_few_shot_curves_need_two_numbers_of_shots():
@@ -140,7 +199,73 @@ def test_few_shot_curves_need_two_numbers_of_shots():
     runs, _ = make_results(methods=("flora",), splits=("iid",), shots=(pd.NA, 1, 4, 16))
     axes = figures.few_shot_curves(runs).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "16", "all"]
-    np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 2, 4])
+    assert list(axes.lines[0].get_xdata()) == [1, 4, 16]
+    points = figures.few_shot_curves_points(runs)
+    assert list(points["x"]) == [1, 4, 16, 32]  # all data stands apart
+    drawn = np.concatenate([line.get_ydata() for line in axes.lines[:2]])
+    np.testing.assert_allclose(drawn, 100 * points["mean"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("time_bars", ["mean", "features_once_seconds", "other_setup_seconds"]),
+        ("memory_bars", ["mean"]),
+        ("bytes_bars", ["mean"]),
+    ],
+)
+def test_bars_are_drawn_from_their_points(kind, columns):
+    figure, points = drawn_of(kind, labelled(make_results(seeds=(0, 1, 2))))
+    for axes, part in axes_of(figure, points):
+        widths = [width for row in part[columns].to_numpy(float) for width in row if width > 0]
+        np.testing.assert_allclose([patch.get_width() for patch in axes.patches], widths)
+        whiskers = [bar.get_segments()[0][:, 0] for bar in axes.collections]
+        expected = part[part["half_width"] > 0]
+        np.testing.assert_allclose([np.ptp(ends) / 2 for ends in whiskers], expected["half_width"])
+        np.testing.assert_allclose([ends.mean() for ends in whiskers], expected["mean"])
+
+
+def test_bars_say_how_many_times_less_than_the_reference():
+    runs = make_runs(
+        make_run("full_finetune", train_seconds=60.0, setup_seconds=0.0, bytes_up=4e6, bytes_down=4e6),
+        make_run(train_seconds=2.0, setup_seconds=1.0, bytes_up=1e3, bytes_down=1e3),
+    )
+    notes = [note.get_text() for note in figures.time_bars(runs).axes[0].texts]
+    assert notes == ["60.0 s", "2.00 + 1.00 s  20.0×"]  # of whole bars, set-up and all
+    assert [note.get_text() for note in figures.bytes_bars(runs).axes[0].texts][1] == "2.00 kB  4,000×"
+    turned = figures.time_bars(runs, reference="flora").axes[0].texts
+    assert [note.get_text() for note in turned] == ["60.0 s  0.0500×", "2.00 + 1.00 s"]
+    without = figures.time_bars(runs, reference="bitfit").axes[0].texts
+    assert not any("×" in note.get_text() for note in without)
+
+
+def test_bars_as_deployed_are_compared_with_the_reference_as_deployed():
+    seconds = {
+        ("full_finetune", "exact"): 40.0,
+        ("flora", "exact"): 2.0,
+        ("full_finetune", "none"): 900.0,
+        ("flora", "none"): 9.0,
+    }
+    runs = make_runs(*(
+        make_run(method, acceleration=mode, train_seconds=train, setup_seconds=0.0)
+        for (method, mode), train in seconds.items()
+    ))  # fmt: skip
+    points = figures.time_bars_points(runs).set_index("method_label")["times_less"]
+    assert (points["FLoRA"], points["FLoRA (as deployed)"]) == (20.0, 100.0)
+    assert points.isna().sum() == 2
+
+
+def test_bars_of_several_splits_have_no_place_in_one_axes():
+    axes = Figure().subplots()
+    with pytest.raises(BadInput, match="ax: holds bars of one split"):
+        figures.time_bars(make_small()[0], axes)
+    figures.time_bars(make_small()[0].query("split == 'iid'"), axes)
+    assert axes.get_xlabel() == "Seconds"
+
+
+def test_bytes_need_a_trained_method_that_states_them():
+    with pytest.raises(figures.NothingToDraw, match="bytes"):
+        figures.bytes_bars(make_runs(make_run("zero_shot"), make_run(bytes_up=np.nan)))
 
 
 def test_time_needs_a_trained_method_and_bars_state_training_and_set_up():
@@ -148,14 +273,14 @@ def test_time_needs_a_trained_method_and_bars_state_training_and_set_up():
         figures.time_bars(make_runs(make_run("zero_shot")))
     axes = figures.time_bars(make_runs(make_run(train_seconds=30.0, setup_seconds=12.5))).axes[0]
     assert [patch.get_width() for patch in axes.patches] == [30.0, 12.5]
-    assert [note.get_text() for note in axes.texts] == ["30.0 + 12.5"]
+    assert [note.get_text() for note in axes.texts] == ["30.0 + 12.5 s"]
 
 
 @pytest.mark.parametrize("seconds", [COLD, WARM], ids=["cold", "warm"])
 def test_bars_count_features_as_computed(seconds):
     figure = figures.time_bars(make_runs(make_run(train_seconds=30.0, **seconds)))
     assert [patch.get_width() for patch in figure.axes[0].patches] == [30.0, 12.0, 0.5]
-    assert [note.get_text() for note in figure.axes[0].texts] == ["30.0 + 12.5"]
+    assert [note.get_text() for note in figure.axes[0].texts] == ["30.0 + 12.5 s"]
     names = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert names == ["training, all rounds", "features, once", "rest of set-up"]
 
@@ -176,31 +301,15 @@ def test_no_label_stands_at_the_end_of_a_bar_axis(peak):
     assert max(axes.get_xticks()) < 0.9 * axes.get_xlim()[1]
 
 
-def test_names_are_not_read_as_mathematics(tmp_path):
+def test_names_are_not_read_as_mathematics():
     run = make_run("_$x_{$")
-    runs = label_runs(make_runs(run))
-    figure = figures.accuracy_over_rounds(
-        label_rounds(pd.DataFrame(make_rounds(run)).astype({"shots": "Int64"}), runs)
-    )
-    figures.save(figure, tmp_path / "odd")
+    rounds = pd.DataFrame(make_rounds(run)).astype({"shots": "Int64"})
+    figure = figures.accuracy_over_rounds(label_rounds(rounds, label_runs(make_runs(run))))
+    figure.draw_without_rendering()
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()[1:]] == ["_\\$x_{\\$"]
 
 
-def test_two_builds_give_the_same_bytes_and_pdf_embeds_its_fonts(tmp_path):
-    runs, _ = labelled(make_small())
-    first, again = (figures.save(figures.time_bars(runs), tmp_path / name) for name in ("a", "b"))
-    for one, other in zip(first, again, strict=True):
-        assert one.read_bytes() == other.read_bytes()
-    pdf = first[1].read_bytes()
-    assert b"/FontFile2" in pdf
-    assert b"/Type3" not in pdf
-    assert b"CreationDate" not in pdf
-    image = Image.open(first[0])
-    assert image.width == int(SANS.page * 200)
-    assert "Software" not in image.info
-
-
-def test_drawing_leaves_the_global_settings_alone(tmp_path):
+def test_drawing_leaves_the_global_settings_alone():
     before = dict(mpl.rcParams)
-    figures.save(figures.memory_bars(make_runs(make_run())), tmp_path / "a")
+    figures.memory_bars(make_runs(make_run()))
     assert dict(mpl.rcParams) == before
