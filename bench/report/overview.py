@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from bench.report.data import Failure, ReportData
 from bench.report.mixture import mixture
 from bench.report.names import AS_DEPLOYED, label_runs, option_value, shots_label
 from bench.report.statistics import t_factor
 from bench.report.tables import BELOW, ROW, Cell, Table
-from bench.report.text import ABSENT, digits
+from bench.report.text import ABSENT, counted, digits
 from bench.report.times import DEPLOYED_MEANS
 from bench.report.trust import busy_note, checks_note
 
@@ -24,6 +25,8 @@ _MACHINE = {
     "environment.git_commit": "commit {:.12}",
 }
 
+
+FAILURES_NAMED = 3
 
 _FEATURES_NOTE = (
     "Accelerated runs compute the features of a frozen tower once: that time stands apart, under “features, "
@@ -37,25 +40,22 @@ _DEPLOYED_NOTE = (
 )
 
 
-def overview(runs: pd.DataFrame, left_out: pd.DataFrame) -> str:
-    """Say in one paragraph what was run, how often and on what.
-
-    Args:
-        runs: the complete runs, labelled.
-        left_out: the others.
-    """
+def overview(data: ReportData) -> str:
+    """Say in one paragraph what was run, how often and on what, and what is left out."""
+    runs = data.runs
     shots = [shots_label(s) for s in sorted(runs["shots"].drop_duplicates(), key=_few_last)]
     n_methods, n_splits = runs["twin_label"].nunique(), runs["split_label"].nunique()
     sentences = [
-        f"{_count(len(runs), 'complete run')} of {_count(n_methods, 'method')} on "
-        f"{_count(runs['task'].nunique(), 'task')} ({_join(runs['task'])}) with "
-        f"{_count(runs['model'].nunique(), 'model')} ({_join(runs['model'])}), over "
-        f"{_count(n_splits, 'split')} ({_labels(runs['split_label'])}) with {_and(shots)}, "
+        f"{counted(len(runs), 'complete run')} of {counted(n_methods, 'method')} on "
+        f"{counted(runs['task'].nunique(), 'task')} ({_labels(runs['task_label'])}) with "
+        f"{counted(runs['model'].nunique(), 'model')} ({_join(runs['model'])}), over "
+        f"{counted(n_splits, 'split')} ({_labels(runs['split_label'])}) with {_and(shots)}, "
         f"{'seed' if runs['seed'].nunique() == 1 else 'seeds'} {_join(runs['seed'])}.",
         f"Clients: {_join(runs['clients'])}; rounds: {_join(runs['rounds'])}; "
         f"batch size: {_join(runs['batch_size'])}.",
         _machine(runs),
-        _left_out(left_out),
+        _left_out(data.left_out),
+        _failed(data.failures),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -87,10 +87,14 @@ def _exceptions(runs: pd.DataFrame) -> str:
     return "".join(text for (column, value), text in texts.items() if value in set(runs.get(column, ())))
 
 
-def run_table(results: pd.DataFrame, results_dir: Path | None) -> Table:
+def run_table(data: ReportData) -> Table:
     """List every run, complete or not, with its hash and file."""
+    results = data.runs.drop(columns=[name for name in data.runs if str(name).endswith("_label")])
+    if len(data.left_out):
+        results = pd.concat([results, data.left_out], ignore_index=True)
     # Within a method and split the store's order stays: shots, then seeds.
-    runs = label_runs(results).sort_values(["task", "model", "method_label", "split_label"], kind="stable")
+    runs = label_runs(results, data.names)
+    runs = runs.sort_values(["task_label", "model", "method_label", "split_label"], kind="stable")
     columns: dict[str, list[str]] = {}
     for name in ("task", "model"):
         if runs[name].nunique() > 1:
@@ -103,7 +107,7 @@ def run_table(results: pd.DataFrame, results_dir: Path | None) -> Table:
         "Accuracy (%)": [ABSENT if pd.isna(a) else f"{100 * a:.1f}" for a in runs["accuracy"]],
         "Took (s)": _took(runs),
         "Hash": [str(key) for key in runs["config_hash"]],
-        "File": [_relative(path, results_dir) for path in runs["path"]],
+        "File": [_relative(path, data.folder) for path in runs["path"]],
     }
     lower = _below_zero_shot(runs)
     entries = [
@@ -120,7 +124,7 @@ def run_table(results: pd.DataFrame, results_dir: Path | None) -> Table:
         groups=[],
         columns=["Method", *columns],
         rows=list(zip(runs["method_label"].astype(str), entries, strict=True)),
-        data=results,
+        data=results.assign(path=[_relative(path, data.folder) for path in results["path"]]),
     )
 
 
@@ -147,8 +151,7 @@ def _interval_note(counts: list[int]) -> str:
     factors = ", ".join(f"n = {n}: {t_factor(n):.2f}" for n in counts if n > 1)
     return (
         "± and bands are 95 % confidence intervals of the mean over seeds by Student's t "
-        f"(factors of the standard error: {factors}); entries of one run have none. "
-        "Bold goes to the highest mean: where intervals overlap, that order is not established."
+        f"(factors of the standard error: {factors}); entries of one run have none."
     )
 
 
@@ -173,7 +176,7 @@ def _cache_text(runs: pd.DataFrame) -> str:
     """Say how many runs found features in the cache."""
     if "features.from_cache" not in runs or not (found := int((runs["features.from_cache"] > 0).sum())):
         return ""
-    return f" {_count(found, 'run')} of {len(runs)} read features from the cache of an earlier run."
+    return f" {counted(found, 'run')} of {len(runs)} read features from the cache of an earlier run."
 
 
 def _settings_note(runs: pd.DataFrame) -> str:
@@ -195,7 +198,7 @@ def _refusal_note(runs: pd.DataFrame) -> str:
         return ""
     methods = _labels(affected["method_label"])
     return (
-        f"In {_count(len(affected), 'run')} ({methods}) the server refused uploads, "
+        f"In {counted(len(affected), 'run')} ({methods}) the server refused uploads, "
         "mostly for values that are not finite: those accuracies are of a training that diverged."
     )
 
@@ -219,7 +222,17 @@ def _left_out(runs: pd.DataFrame) -> str:
     if runs.empty:
         return ""
     verb = "is" if len(runs) == 1 else "are"
-    return f"{_count(len(runs), 'run')} ({_join(runs['status'])}) {verb} left out."
+    return f"{counted(len(runs), 'run')} ({_join(runs['status'])}) {verb} left out."
+
+
+def _failed(failures: Sequence[Failure]) -> str:
+    """Name the cells without a result, and why; of many, the first few."""
+    if not failures:
+        return ""
+    named = "; ".join(f"{failure.folder}: {failure.reason}" for failure in failures[:FAILURES_NAMED])
+    rest = f"; and {len(failures) - FAILURES_NAMED} more" if len(failures) > FAILURES_NAMED else ""
+    verb = "has" if len(failures) == 1 else "have"
+    return f"{counted(len(failures), 'cell')} failed and {verb} no result ({named}{rest})."
 
 
 def _relative(path: Any, folder: Path | None) -> str:
@@ -245,7 +258,3 @@ def _labels(values: pd.Series) -> str:
 def _and(texts: Iterable[str]) -> str:
     *first, last = texts
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.measure.tensors import CAUSES
+from bench.measure.causes import CAUSES
 from bench.report.names import label_runs, shots_label
 from bench.report.statistics import mean_interval
 from bench.report.tables import BROKEN, ROW, Cell, Quantity, Table, slug_of, where_of
