@@ -192,7 +192,11 @@ def test_versions_of_a_methods_code_are_named(run_cli, quick):
 
 
 def test_mixed_machines_schemas_and_versions_are_named(run_cli, quick, tmp_path):
-    first, second, third, *_ = sorted(quick.glob("*/*/*/run.json"))
+    first, second, third, *others = sorted(quick.glob("*/*/*/run.json"))
+    for path in others[:2]:
+        written = json.loads(path.read_text())
+        old = {name: part for name, part in written.items() if name not in ("definition", "sittings")}
+        path.write_text(json.dumps({**old, "schema": 1}))
     run = store.load_run(first)
     change(first, environment={**run["environment"], "cpu": "another processor"})
     for path, harness in ((second, "aaa"), (third, "bbb")):
@@ -202,8 +206,8 @@ def test_mixed_machines_schemas_and_versions_are_named(run_cli, quick, tmp_path)
     _, _, err = run_cli("results", str(quick))
     lines = err.splitlines()
     assert any("2 kinds of machine" in line and "another processor" in line for line in lines)
-    assert any("22 of 24 are of an older schema" in line for line in lines)
-    assert any("2 versions of the harness" in line and "aaa, bbb" in line for line in lines)
+    assert any("2 of 24 are of an older schema" in line for line in lines)
+    assert any("3 versions of the harness" in line and "aaa, bbb" in line for line in lines)
 
 
 def test_the_index_is_rebuilt_on_demand(run_cli, quick):
