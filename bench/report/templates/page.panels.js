@@ -129,7 +129,11 @@ function plot(panel, frame, { x, y, zero, joined }) {
       }),
     );
   }
-  if (!joined) inside.append(svg("path", { class: "front", d: frontPath(panel.series.flat(), across, up) }));
+  if (!joined) {
+    // what is no better than the model as it came, which costs nothing, is on no front
+    const gained = panel.series.flat().filter((mark) => !known(zero) || mark.y > zero);
+    inside.append(svg("path", { class: "front", d: frontPath(gained, across, up) }));
+  }
   for (const series of panel.series) inside.append(...drawSeries(series, across, up, joined));
   picture.append(inside);
   const marks = panel.series.flat().map((mark) => ({ ...mark, left: across.at(mark.x), top: up.at(mark.y) }));

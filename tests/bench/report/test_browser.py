@@ -504,3 +504,12 @@ def test_a_thousand_runs_are_small_and_open_fast(browser, tmp_path, capsys):
     assert len(runs) == 1024
     assert size < 3.5e6  # the tables of such a report take less than 1.5 MB
     assert math.isfinite(seconds)
+
+
+def test_the_front_joins_no_method_that_zero_shot_beats(browser, tmp_path):
+    accuracies = {"linear_probe": 0.5, "flora": 0.7, "full_finetune": 0.8}
+    page = browser.new_page()
+    page.goto(written(tmp_path, data_of([make_run(m, accuracy=a) for m, a in accuracies.items()])))
+    # from FLoRA to full fine-tuning by a corner; the probe is below the zero-shot accuracy of 0.62
+    assert page.get_attribute("#front path.front", "d").count("L") == 2
+    page.close()
