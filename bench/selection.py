@@ -15,6 +15,9 @@ from flora.errors import BadInput
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
+MISSING = dict.fromkeys(("none", "null"), "null")
+"""What is written for a value that is missing, such as the shots of all data; and as JSON has it."""
+
 _CONDITION = re.compile(r"\s*([^<>=!\s]+)\s*(<=|>=|!=|=|<|>)\s*([^<>=!]*?)\s*")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -42,8 +45,7 @@ def selected(runs: DataFrame, where: Sequence[str], option: str = "--where") -> 
         if not found:
             raise BadInput(f"{option}: {condition!r} must be FIELD=VALUE, or with !=, <, <=, > or >=")
         name, sign, text = found.groups()
-        (field,) = fields_of(runs, name, option)
-        values = runs[field]
+        values = runs[field_of(runs, name, option)]
         if sign not in ("=", "!=") and (_number(text) is None or not values.map(is_ordered).all()):
             raise BadInput(f"{option}: {condition!r} compares what is no number; use = or !=")
         chosen &= values.map(partial(_meets, sign=sign, text=text)).astype(bool)
@@ -53,7 +55,7 @@ def selected(runs: DataFrame, where: Sequence[str], option: str = "--where") -> 
 def _meets(value: Any, sign: str, text: str) -> bool:
     known, number = plain(value), _number(text)
     if known is None:
-        return (text == "none") == (sign == "=") and sign in ("=", "!=")
+        return (text in MISSING) == (sign == "=") and sign in ("=", "!=")
     if number is not None and isinstance(known, int | float) and not isinstance(known, bool):
         return _OPERATORS[sign](known, number)
     return _OPERATORS[sign](text_of(known), text.lower() if isinstance(known, bool) else text)
@@ -81,6 +83,18 @@ def plain(value: Any) -> Any:
     if pd.isna(value):
         return None
     return value.item() if hasattr(value, "item") else value
+
+
+def field_of(runs: DataFrame, name: str, option: str) -> str:
+    """Find the one column that an option names.
+
+    Raises:
+        BadInput: there is none, or several are named.
+    """
+    found = fields_of(runs, name, option)
+    if len(found) > 1:
+        raise BadInput(f"{option}: {name!r} must be one field")
+    return found[0]
 
 
 def fields_of(runs: DataFrame, names: str, option: str) -> list[str]:

@@ -642,7 +642,12 @@ def read_runs(
 
 def nothing_in(results: Path | str | Sequence[Path]) -> BadInput:
     """Say that a folder holds no result."""
-    missing = f"holds no <task>/<method>/<hash>/{RUN}" if Path(str(results)).is_dir() else "is no folder"
+    folder = Path(str(results))
+    missing = f"holds no <task>/<method>/<hash>/{RUN}" if folder.is_dir() else "is no folder"
+    for depth in range(3):
+        if next(folder.glob("/".join([*["*"] * depth, RUN])), None) is not None:
+            whole = folder.resolve().parents[2 - depth]
+            return BadInput(f"results: {str(results)!r} is a part of {str(whole)!r}; give that")
     return BadInput(f"results: {str(results)!r} {missing}; make some with `flora-bench run`")
 
 

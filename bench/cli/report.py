@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,18 +11,18 @@ import typer
 from flora.errors import BadInput
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from bench.report.paper import Paper
-
-
-# Options that are called otherwise than their setting.
-_OPTIONS = {"formats": "format"}
 
 
 def report(
     results: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="Folder of results; results/ if not given.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the report; reports/ if not given.")
+    ] = None,
     paper: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="YAML with names, order, digits, selection; see docs/reports.md."),
@@ -62,20 +63,36 @@ def report(
     """Make tables, figures and a page of stored results."""
     given = {
         "where": tuple(where) if where else None,
-        "formats": tuple(name.strip() for name in formats.split(",")) if formats else None,
+        "formats": tuple(name.strip() for name in formats.split(",")) if formats is not None else None,
         "font": font,
         "width": width,
         "target": target,
     }
     if check is not None:
-        _check(check, results, {"--paper": paper, "--bundle": bundle, "--beside": beside, **given})
+        others = {_option(name): value for name, value in given.items()}
+        _check(
+            check, results, {"--paper": paper, "--out": out, "--bundle": bundle, "--beside": beside, **others}
+        )
         return
-    results = results or Path("results")
+    results, out = results or Path("results"), out or Path("reports")
+    if out.resolve() == results.resolve():
+        raise BadInput(f"--out: {str(out)!r} is the folder of results itself; choose another folder")
     settings = _settings(paper, {name: value for name, value in given.items() if value is not None})
-    if beside is not None:
-        _beside(results, beside, out, settings, bundle)
-        return
-    _report(results, out, settings, bundle)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if beside is not None:
+            _beside(results, beside, out, settings, bundle)
+        else:
+            _report(results, out, settings, bundle)
+    except OSError as error:
+        raise BadInput(
+            f"--out: cannot write to {str(out)!r} ({error.strerror}); choose another folder"
+        ) from error
+
+
+def _option(name: str) -> str:
+    """What the option of a setting is called."""
+    return f"--{'format' if name == 'formats' else name}"
 
 
 def _settings(paper: Path | None, given: dict[str, Any]) -> Paper:
@@ -84,26 +101,53 @@ def _settings(paper: Path | None, given: dict[str, Any]) -> Paper:
 
     settings = Paper.read(paper) if paper else Paper()
     for name, value in given.items():
-        Paper.of({name: value}, f"--{_OPTIONS.get(name, name)}")
+        Paper.of({name: value}, _option(name))
     if "where" in given:
         given["where"] = (*settings.where, *given["where"])
-    return Paper.of(settings.model_dump() | given)
+    return Paper.of(settings.model_dump(exclude_unset=True) | given)
 
 
 def _report(results: Path, out: Path, settings: Paper, bundle: Path | None) -> None:
-    from bench.report.build import build_report
-    from bench.report.bundle import write_bundle
+    from bench.report.build import write_report
+    from bench.report.bundle import check_bundle_path, write_bundle
+    from bench.report.data import read_data
+    from bench.report.names import label_runs
+    from bench.report.text import counted
+    from bench.store import load_predictions
 
-    try:
-        build_report(results, out, settings)
-    except OSError as error:
-        raise BadInput(
-            f"--out: cannot write to {str(out)!r} ({error.strerror}); choose another folder"
-        ) from error
+    if bundle is not None:
+        check_bundle_path(bundle, out)
+    every: list[DataFrame] = []
+
+    def choose(runs: DataFrame) -> DataFrame:
+        every.append(runs)
+        return settings.choose(runs)
+
+    data = read_data(results, choose, settings.called)
+    for line in [*_left_out(results), *settings.unmatched(label_runs(every[0], settings.called))]:
+        _say(line)
+    if not sys.stderr.isatty():
+        _say(f"{counted(len(data.runs), 'run')} read; making tables and figures")
+    write_report(data, out, settings, load_predictions(results), _say)
     typer.echo(f"report: {out / 'index.html'}")
     if bundle is not None:
         write_bundle(out, results, bundle)
         typer.echo(f"bundle: {bundle} ({bundle.stat().st_size / 1e6:.1f} MB); check it with --check {bundle}")
+
+
+def _left_out(results: Path) -> list[str]:
+    """Say how many cells that `run` was asked for have no result."""
+    from bench.matrices import load_matrices
+    from bench.report.text import counted
+
+    asked = {cell["path"] for record in load_matrices(results).values() for cell in record["cells"]}
+    missing = [path for path in asked if not (results / path).exists()]
+    of = counted(len(asked), "cell")
+    return [f"{len(missing):,} of {of} asked for have no result; see flora-bench status"] if missing else []
+
+
+def _say(line: str) -> None:
+    typer.echo(f"flora-bench: {line}", err=True)
 
 
 def _beside(first: Path, second: Path, out: Path, settings: Paper, bundle: Path | None) -> None:
@@ -139,7 +183,7 @@ def _check(path: Path, results: Path | None, others: dict[str, Any]) -> None:
     for finding in verdict.findings:
         typer.echo(f"{finding.file}: {finding.what}")
     for note in verdict.notes:
-        typer.echo(f"flora-bench: {note}", err=True)
+        _say(note)
     typer.echo(verdict.summary)
     if verdict.findings:
         raise typer.Exit(1)

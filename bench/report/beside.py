@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from markupsafe import Markup
 
 from bench.report import figures
 from bench.report.mixture import mixture
-from bench.report.names import label_runs, shots_label
+from bench.report.names import OUR_NAMES, Names, label_runs, shots_label
+from bench.report.overview import machine_text
 from bench.report.paper import Paper
-from bench.report.statistics import mean_interval, t_factor
+from bench.report.statistics import t_factor
 from bench.report.styles import Style, styles_of
 from bench.report.tables import Cell, Quantity, Table, environment, percent, slug_of
-from bench.report.text import ABSENT, bytes_text, digits
+from bench.report.text import ABSENT, Digits, bytes_text
+from bench.report.text import digits as digits_text
+from bench.report.trust import busy_note
 from bench.store import load_results
 from flora.errors import BadInput
 
@@ -28,12 +31,12 @@ _OF_THE_MACHINE = ["device"]
 
 COMPARED = (
     Quantity("accuracy", "Accuracy (%)", lambda value: f"{100 * value:.1f}", compared=False),
-    Quantity("train_seconds", "Train (s)", digits),
-    Quantity("round_seconds", "Round (s)", digits),
+    Quantity("train_seconds", "Train (s)", digits_text),
+    Quantity("round_seconds", "Round (s)", digits_text),
     Quantity("bytes", "Sent, up + down", bytes_text),
     Quantity("peak_memory_bytes", "Peak memory", bytes_text),
     Quantity("peak_gpu_memory_bytes", "Peak GPU memory", bytes_text),
-    Quantity("energy_joules", "Energy (J)", digits),
+    Quantity("energy_joules", "Energy (J)", digits_text),
 )
 """What is set side by side: accuracy by its difference, the rest by its ratio."""
 
@@ -47,7 +50,8 @@ class Beside:
         styles: of each method label.
         frame: one row a cell, method and quantity; see ``side_by_side``.
         alone: labels of what only one of the two ran, by its name.
-        notes: what either consists of that is mixed.
+        notes: what either was made on, and where its runs are not alike.
+        digits: how exactly numbers are written.
     """
 
     names: tuple[str, str]
@@ -55,34 +59,38 @@ class Beside:
     frame: pd.DataFrame
     alone: dict[str, list[str]]
     notes: list[str]
+    digits: Digits = field(default_factory=Digits)
 
     @property
     def tables(self) -> list[Table]:
         """A table a task and model."""
         groups = self.frame.groupby(["task", "model"], sort=True)
-        return [_table(part, self.names) for _, part in groups]
+        return [_table(part, self.names, self.digits) for _, part in groups]
 
 
-def side_by_side(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+def side_by_side(first: pd.DataFrame, second: pd.DataFrame, names: Names = OUR_NAMES) -> pd.DataFrame:
     """Set the runs of two folders side by side.
 
-    Runs belong together if they agree in all that a configuration says but the device and the seed. Means are
-    of each side's own seeds; differences and ratios of the seeds that both ran, where there are any.
+    Runs belong together if they agree in all that a configuration says but the device and the seed. They are
+    compared over the seeds that both ran on the same division of the data, and where there are none, over
+    each side's own.
 
     Args:
         first: one row a complete run.
         second: likewise.
+        names: an author's own.
 
     Returns:
-        One row a task, model, split, shots, method and quantity of ``COMPARED``: ``n_first``, ``mean_first``,
-        ``half_width_first`` and the same of the second; ``n`` seeds in common; ``difference`` (second minus
-        first) and ``ratio`` (second / first, of the means over these seeds), ``difference_half_width`` of
-        the paired 95 % t-interval; ``same``: every seed in common gave the very same number.
+        One row a task, model, split, shots, method and quantity of ``COMPARED``: ``n`` seeds in common,
+        ``n_first`` and ``n_second`` that the means are over; ``mean_first``, ``mean_second``, their
+        ``difference`` (second minus first) and ``ratio`` (second / first); ``difference_half_width`` of the
+        paired 95 % t-interval; ``same``: every seed in common gave the very same number.
     """
-    runs = _both(first, second)
+    runs = _both(first, second, names)
     rows = []
     for key, cell in runs.groupby(_BY, dropna=False, observed=True, sort=True):
-        sides = [cell[cell["side"] == side].drop_duplicates("seed").set_index("seed") for side in (0, 1)]
+        # seeds that ran on several devices of a side count once, by their mean
+        sides = [cell[cell["side"] == side].groupby("draw")[_columns(cell)].mean() for side in (0, 1)]
         if all(len(side) for side in sides):
             rows += [dict(zip(_BY, key, strict=True)) | row for row in _quantities(*sides)]
     table = pd.DataFrame(rows, columns=None if rows else [*_BY, "quantity"])
@@ -97,19 +105,18 @@ def read_beside(first: Path, second: Path, names: tuple[str, str], paper: Paper)
         BadInput: one holds no complete run, or they have nothing in common.
     """
     sides = [_complete(folder, paper) for folder in (first, second)]
-    frame = side_by_side(*sides)
-    runs = _both(*sides)
+    frame = side_by_side(*sides, paper.called)
+    runs = _both(*sides, paper.called)
+    parts = [runs[runs["side"] == side] for side in (0, 1)]
     if frame.empty:
         raise BadInput(
             f"--beside: {str(first)!r} and {str(second)!r} have no configuration in common; the first has "
-            f"{_cells_text(runs[runs['side'] == 0])}, the second {_cells_text(runs[runs['side'] == 1])}"
+            f"{_cells_text(parts[0])}, the second {_cells_text(parts[1])}"
         )
-    ran = {
-        side: set(map(_cell_text, part[_BY].itertuples(index=False))) for side, part in runs.groupby("side")
-    }
+    ran = [set(map(_cell_text, part[_BY].itertuples(index=False))) for part in parts]
     alone = {names[0]: sorted(ran[0] - ran[1]), names[1]: sorted(ran[1] - ran[0])}
-    notes = [f"{name}: {text}" for name, side in zip(names, sides, strict=True) for text in _machine(side)]
-    return Beside(names, styles_of(runs), frame, alone, notes)
+    notes = [f"{name}: {text}" for name, side in zip(names, sides, strict=True) for text in _made_on(side)]
+    return Beside(names, styles_of(runs), frame, alone, notes, paper.written)
 
 
 def write_beside(beside: Beside, out: Path, paper: Paper) -> list[Path]:
@@ -135,7 +142,8 @@ def write_beside(beside: Beside, out: Path, paper: Paper) -> list[Path]:
             (made / f"beside.{suffix}").write_text(text, encoding="utf-8", newline="\n")
         beside.frame.to_csv(made / "beside.csv", index=False, lineterminator="\n")
         for table in beside.tables:
-            (made / f"{table.name}.tex").write_text(table.to_latex(), encoding="utf-8", newline="\n")
+            latex = table.to_latex(paper.look, floating=paper.floats)
+            (made / f"{table.name}.tex").write_text(latex, encoding="utf-8", newline="\n")
         files = sorted(made.iterdir(), key=lambda path: path.suffix == ".html")
         return [path.rename(out / path.name) for path in files]
 
@@ -145,94 +153,94 @@ def _complete(folder: Path, paper: Paper) -> pd.DataFrame:
     complete = runs[runs["status"] == "complete"]
     if complete.empty:
         raise BadInput(f"results: none of {len(runs)} runs of {str(folder)!r} is complete")
-    return complete.assign(bytes=complete["bytes_up"] + complete["bytes_down"])
+    return complete
 
 
-def _both(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+def _both(first: pd.DataFrame, second: pd.DataFrame, names: Names) -> pd.DataFrame:
     """All runs, labelled together, so that one label means one thing."""
     sides = [runs.assign(side=index) for index, runs in enumerate((first, second))]
     runs = pd.concat(sides, ignore_index=True).drop(columns=_OF_THE_MACHINE, errors="ignore")
-    if "bytes" not in runs:
-        runs["bytes"] = runs["bytes_up"] + runs["bytes_down"]
-    return label_runs(runs)
+    prints = runs["split.fingerprint"].fillna("") if "split.fingerprint" in runs else ""
+    draws = runs["seed"].astype(str) + "/" + prints
+    return label_runs(runs.assign(bytes=runs["bytes_up"] + runs["bytes_down"], draw=draws), names)
+
+
+def _columns(runs: pd.DataFrame) -> list[str]:
+    """The quantities that the runs have."""
+    return [quantity.column for quantity in COMPARED if quantity.column in runs]
 
 
 def _quantities(first: pd.DataFrame, second: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    common = first.index.intersection(second.index)
-    for quantity in COMPARED:
-        name = quantity.column
-        if name not in first or first[name].isna().all() or second[name].isna().all():
+    """Compare two sides, one row a seed each, index alike where they belong together."""
+    for name in first.columns:
+        one, other = first[name].dropna().astype(float), second[name].dropna().astype(float)
+        common = one.index.intersection(other.index)
+        if len(common):
+            one, other = one[common], other[common]
+        if one.empty or other.empty:
             continue
-        one, other = (side.loc[common, name].astype(float) for side in (first, second))
-        differences = (other - one).dropna()
-        whole = first[name].mean() if differences.empty else one[differences.index].mean()
-        changed = second[name].mean() if differences.empty else other[differences.index].mean()
+        differences = other[common] - one[common]
         yield {
             "quantity": name,
-            **_side(first, name, "first"),
-            **_side(second, name, "second"),
-            "n": len(differences),
-            "difference": changed - whole,
-            "ratio": changed / whole if whole else float("nan"),
+            "n": len(common),
+            "n_first": len(one),
+            "n_second": len(other),
+            "mean_first": one.mean(),
+            "mean_second": other.mean(),
+            "difference": other.mean() - one.mean(),
+            "ratio": other.mean() / one.mean() if one.mean() else float("nan"),
             "difference_half_width": _half_width(differences),
-            "same": bool(len(differences)) and bool((differences == 0).all()),
+            "same": bool(len(common)) and bool((differences == 0).all()),
         }
 
 
-def _side(runs: pd.DataFrame, name: str, which: str) -> dict[str, float]:
-    found = mean_interval(runs.assign(all=0), ["all"], name).iloc[0]
-    return {f"{part}_{which}": found[part] for part in ("n", "mean", "half_width")}
-
-
 def _half_width(values: pd.Series) -> float:
-    return (
-        float(t_factor(len(values)) * values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
-    )
+    n = len(values)
+    return float(t_factor(n) * values.std() / n**0.5) if n > 1 else float("nan")
 
 
-def _table(part: pd.DataFrame, names: tuple[str, str]) -> Table:
+def _table(part: pd.DataFrame, names: tuple[str, str], digits: Digits) -> Table:
     shown = [q for q in COMPARED if q.column in set(part["quantity"])]
-    entries: dict[str, dict[str, list[Cell]]] = {}
-    for row in part.to_dict("records"):
-        quantity = next(q for q in shown if q.column == row["quantity"])
-        name = f"{row['method_label']}, {row['split_label']}, {shots_label(row['shots'])}"
-        entries.setdefault(name, {})[quantity.column] = _cells(row, quantity)
-    absent = [Cell(ABSENT)] * 3
+    entries: dict[str, list[Cell]] = {}
+    groups = part.groupby(["shots", "split_label", "method_label"], dropna=False, observed=True)
+    for key, rows in sorted(groups, key=lambda group: not pd.isna(group[0][0])):  # all data first
+        found = rows.set_index("quantity").to_dict("index")
+        cells = [cell for q in shown for cell in _cells(found.get(q.column), q, digits)]
+        common, one, other = (rows[name].max() for name in ("n", "n_first", "n_second"))
+        n = str(common) if common else f"{one}; {other}"
+        entries[f"{key[2]}, {key[1]}, {shots_label(key[0])}"] = [Cell(n), *cells]
+    where = f"{part['task'].iloc[0]}, {part['model'].iloc[0]}"
     return Table(
         name=f"beside-{slug_of(part)}",
-        caption=f"{names[0]} beside {names[1]} ({part['task'].iloc[0]}, {part['model'].iloc[0]}): means over "
-        "each side's seeds; change over the seeds that both ran: of accuracy in points (± half width of the "
-        "paired 95 % t-interval), of the rest as the second divided by the first; =: the very same number "
+        caption=f"{names[0]} beside {names[1]} ({where}): means over the seeds that both ran (n), or over "
+        "each side's own where they share none (two numbers). Change of accuracy in points ± half width of "
+        "the paired 95 % t-interval; of the rest the second divided by the first; =: the very same number "
         "with every seed.",
-        groups=[(quantity.heading, 3) for quantity in shown],
-        columns=["Method, split, shots", *([*names, "Change"] * len(shown))],
-        rows=[
-            (name, [cell for q in shown for cell in found.get(q.column, absent)])
-            for name, found in entries.items()
-        ],
+        groups=[("", 1), *((quantity.heading, 3) for quantity in shown)],
+        columns=["Method, split, shots", "n", *([*names, "Change"] * len(shown))],
+        rows=list(entries.items()),
         data=part,
     )
 
 
-def _cells(row: dict[Any, Any], quantity: Quantity) -> list[Cell]:
-    means = [row["mean_first"], row["mean_second"]]
+def _cells(row: dict[Any, Any] | None, quantity: Quantity, digits: Digits) -> list[Cell]:
+    if row is None:
+        return [Cell(ABSENT)] * 3
+    means = row["mean_first"], row["mean_second"]
     if quantity.compared:
-        change = ABSENT if pd.isna(row["ratio"]) else f"{digits(row['ratio'])}×"
+        shown = [quantity.written(value, digits) for value in means]
+        change = ABSENT if pd.isna(row["ratio"]) else f"{digits_text(row['ratio'], digits.cost)}×"
     else:
-        change = f"{100 * row['difference']:+.1f}".replace("-", "\N{MINUS SIGN}")
-        half = row["difference_half_width"]
-        change += "" if pd.isna(half) else f" ± {100 * half:.1f}"
-    shown = [
-        percent(value, float("nan")) if not quantity.compared else quantity.text(value) for value in means
-    ]
-    return [*(Cell(text) for text in shown), Cell("=" if row["same"] else change)]
+        shown = [percent(value, float("nan"), digits) for value in means]
+        half, decimals = row["difference_half_width"], digits.accuracy
+        change = f"{100 * row['difference']:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+        change += "" if pd.isna(half) else f" ± {100 * half:.{decimals}f}"
+    return [*map(Cell, shown), Cell("=" if row["same"] else change)]
 
 
-def _machine(runs: pd.DataFrame) -> list[str]:
-    """Say what a side was made on and with."""
-    columns = ("environment.cpu", "environment.gpu", "environment.packages.torch", "environment.git_commit")
-    made = [", ".join(sorted(map(str, runs[name].dropna().unique()))) for name in columns if name in runs]
-    return ["; ".join(filter(None, made)), *mixture(runs)]
+def _made_on(runs: pd.DataFrame) -> list[str]:
+    """Say what a side was made on, and where its runs are not alike."""
+    return [text for text in (machine_text(runs), *mixture(runs), busy_note(runs)) if text]
 
 
 def _cells_text(runs: pd.DataFrame, most: int = 4) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import sys
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +27,7 @@ from bench.report.drawings import Drawn, Material, draw_all
 from bench.report.manifest import files_of_earlier, write_manifest
 from bench.report.overview import notes, overview, run_table
 from bench.report.paper import Paper
+from bench.report.patience import patiently
 from bench.report.styles import Style, styles_of
 from bench.report.tables import (
     Table,
@@ -46,6 +48,8 @@ from flora.errors import BadInput, nearest
 
 MANY_SECTIONS = 4
 """With more tasks than this, figures that few readers look for are drawn if asked for alone."""
+
+_UNFINISHED, _ABANDONED_SECONDS = ".report-", 3600.0
 
 PROCESSES = 4
 """Sections drawn at once, at most: each process takes 0.25 GB."""
@@ -120,10 +124,23 @@ class Report:
         return [drawn for part in self.parts for drawn in part.drawn]
 
     @property
+    def absent(self) -> list[str]:
+        """Kinds of tables and figures that the author asks for and the runs have no data for."""
+        tables, drawn = {_kind(table) for table in self.tables}, {figure.kind for figure in self.drawn}
+        return [
+            *(kind for kind in self.paper.tables or () if kind not in tables),
+            *(kind for kind in self.paper.figures or () if kind not in drawn),
+        ]
+
+    @property
     def number(self) -> dict[str, str]:
         """What tables and figures are called, by name; counted through the whole page."""
         numbered = {table.name: f"Table {index}" for index, table in enumerate(self.tables, 1)}
         return numbered | {drawn.name: f"Figure {index}" for index, drawn in enumerate(self.drawn, 1)}
+
+
+def _tell_nobody(line: str) -> None:
+    """Keep a line to oneself."""
 
 
 def build_report(results: Path, out: Path, paper: Paper | None = None) -> list[Path]:
@@ -153,16 +170,23 @@ def write_report(
     out: Path,
     paper: Paper | None = None,
     predictions: Predictions = MappingProxyType({}),
+    tell: Callable[[str], None] = _tell_nobody,
 ) -> list[Path]:
-    """Write the report of data already read; otherwise as ``build_report``."""
+    """Write the report of data already read; otherwise as ``build_report``.
+
+    ``tell`` gets a line for each kind of table or figure that is asked for and the runs have no data for.
+    """
     paper = paper or Paper()
     figures.check_formats(paper.formats)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as folder:
+    _remove_abandoned(out)
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=out) as folder:
         made = Path(folder)
         for name in ("figures", "tables"):
             (made / name).mkdir()
         report = make_report(data, paper, predictions, Saver(made / "figures", paper))
+        for kind in report.absent:
+            tell(f"there is no {kind} of these runs")
         _write_tables(report, made / "tables")
         _write(made / "report.md", environment().get_template("report.md.j2").render(_context(report)))
         _write(made / "report.tex", _latex(report))
@@ -189,7 +213,7 @@ def make_report(
     doubts, listed = doubts_table(data.runs), run_table(data)
     return Report(
         title=paper.title,
-        overview=overview(data),
+        overview=overview(data, paper.selection),
         notes=notes(data.runs),
         sections=[*_overall(data, paper, styles, keep), *_sections(data, paper, styles, predictions, keep)],
         doubts=doubts,
@@ -225,11 +249,13 @@ def _present(tables: Iterable[Table | None]) -> list[Table]:
 def _wanted(tables: Iterable[Table | None], paper: Paper) -> list[Table]:
     """Leave out the kinds of tables that the author does not ask for."""
     there = _present(tables)
-    if paper.tables is None:
-        return there
-    kinds = sorted(TABLES, key=len, reverse=True)  # "main-accuracy" before "accuracy"
-    kind_of = {t.name: next(kind for kind in kinds if t.name.startswith(f"{kind}-")) for t in there}
-    return [table for table in there if kind_of[table.name] in paper.tables]
+    return there if paper.tables is None else [table for table in there if _kind(table) in paper.tables]
+
+
+def _kind(table: Table) -> str:
+    """The kind of a table, by which its name begins; "main-accuracy" before "accuracy"."""
+    kinds = sorted(TABLES, key=len, reverse=True)
+    return next((kind for kind in kinds if table.name.startswith(f"{kind}-")), table.name)
 
 
 def _overall(data: ReportData, paper: Paper, styles: Mapping[str, Style], keep: Keep) -> Iterator[Section]:
@@ -255,11 +281,11 @@ def _sections(
     materials = [Material(_name(runs), _of(data, runs), paper, styles, sparing=many) for runs in groups]
     make = partial(_section, predictions=dict(predictions), keep=keep)
     if not many:
-        yield from _patiently(map(make, materials), len(materials))
+        yield from patiently(map(make, materials), "drawing", len(materials))
         return
     # Drawing is the interpreter's own work, so that threads would not help.
     parallel = Parallel(min(len(usable_cores()), PROCESSES), return_as="generator", max_nbytes=None)
-    yield from _patiently(parallel(map(delayed(make), materials)), len(materials))
+    yield from patiently(parallel(map(delayed(make), materials)), "drawing", len(materials))
 
 
 def _name(runs: pd.DataFrame) -> str:
@@ -316,12 +342,13 @@ def _cost_part(material: Material, predictions: Predictions) -> Part:
 def _of(data: ReportData, runs: pd.DataFrame) -> ReportData:
     """The part of the data that is of these runs."""
     hashes = set(runs["config_hash"])
+    prints = set(runs["split.fingerprint"].dropna()) if "split.fingerprint" in runs else set()
     clients = data.clients[data.clients["config_hash"].isin(hashes)] if len(data.clients) else data.clients
     return replace(
         data,
         runs=runs,
         rounds=data.rounds[data.rounds["config_hash"].isin(hashes)],
-        divisions=data.divisions[data.divisions["task"].isin(set(runs["task"]))],
+        divisions=data.divisions[data.divisions["fingerprint"].isin(prints)],
         clients=clients,
         stored={},  # large, and of no use to a figure
     )
@@ -353,7 +380,7 @@ def _write_tables(report: Report, folder: Path) -> None:
     for table in report.tables:
         _write(folder / f"{table.name}.md", table.to_markdown())
         _write(folder / f"{table.name}.html", table.to_html(number[table.name]))
-        _write(folder / f"{table.name}.tex", table.to_latex(report.paper.look))
+        _write(folder / f"{table.name}.tex", table.to_latex(report.paper.look, floating=report.paper.floats))
         _write(folder / f"{table.name}.csv", table.to_csv())
 
 
@@ -380,18 +407,15 @@ def _latex(report: Report) -> str:
     )
 
 
-def _patiently(sections: Iterable[Section], total: int) -> Iterable[Section]:
-    """Show on a terminal how far drawing has come."""
-    if not sys.stderr.isatty():
-        return sections
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(sections, "drawing", total=total, console=Console(stderr=True), transient=True)
-
-
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove what a report that was killed an hour ago or more left behind."""
+    for folder in out.glob(f"{_UNFINISHED}*"):
+        if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move(made: Path, out: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -21,19 +21,23 @@ from bench.report.tables import (
     Table,
     below_zero_shot,
     interval_text,
+    on_same_test_sets,
     percent,
     slug_of,
     spans,
     where_of,
 )
 from bench.report.targets import QUANTITIES, common_target, to_target_frame
-from bench.report.text import ABSENT, Digits, bytes_text, n_text, slug
+from bench.report.text import ABSENT, Digits, bytes_text, counted, n_text, slug
 from bench.report.text import digits as digits_text
 from bench.report.times import which_time
 from bench.store import ROUND_WORK
 
 SIGNIFICANT = 0.05
+FEWEST_FOR_RANKS = 6
+"""Differences of which Wilcoxon's signed-rank test can be significant: of five p is 2 / 2^5 at the least."""
 
+_NAMED = 3  # of what is left out
 _GROUPS: Any = {"dropna": False, "observed": True}
 
 _BEST = {
@@ -92,9 +96,12 @@ def paired_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table | Non
 
     Where two methods share fewer than two seeds and each has several, paired tests are impossible: their
     difference is then unpaired, with Welch's test, as the caption says. The table shows what is fit to be
-    read; its data hold all pairs. None where there is nothing to compare.
+    read; its data hold all pairs. Cells whose methods were scored on different test sets are left out. None
+    where there is nothing to compare.
     """
-    runs = without_deployed_twins(label_runs(runs))
+    runs, left_out = on_same_test_sets(without_deployed_twins(label_runs(runs)))
+    if runs.empty:
+        return None
     data, reference = differences_frame(runs), _reference(runs)
     data = data.sort_values(["shots", "split_label"], na_position="first", kind="stable")
     mine = data[(data["method_label"] == reference) | (data["other_label"] == reference)]
@@ -118,7 +125,7 @@ def paired_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table | Non
     ]
     return Table(
         name=f"paired-{slug_of(runs)}",
-        caption=_paired_caption(reference, mine, data),
+        caption=_paired_caption(reference, mine, data) + _left_out_text(left_out),
         groups=spans([shots for shots, _ in levels]),
         columns=[f"{reference} minus", *(split for _, split in levels)],
         rows=rows,
@@ -176,9 +183,12 @@ def ranks_table(runs: pd.DataFrame) -> Table | None:
     """Mean rank of each method over the data sets, with Friedman's test, by model, split and shots.
 
     The best rank is marked where it is further from each other than Nemenyi's critical difference; else all
-    that are within it. None where no two methods share two data sets.
+    that are within it. Cells whose methods were scored on different test sets are left out. None where no two
+    methods share two data sets.
     """
-    runs = without_deployed_twins(label_runs(runs))
+    runs, left_out = on_same_test_sets(without_deployed_twins(label_runs(runs)))
+    if runs.empty:
+        return None
     data = mean_ranks(runs)
     data = data[(data["n"] > 1) & (data.groupby(RANK_CELL, **_GROUPS)["n"].transform("size") > 1)]
     if data.empty:
@@ -193,10 +203,10 @@ def ranks_table(runs: pd.DataFrame) -> Table | None:
     data["critical_difference"] = [
         critical_difference(int(size), int(n)) for size, n in zip(sizes, data["n"], strict=True)
     ]
-    return _ranks_table(runs, data)
+    return _ranks_table(runs, data, left_out)
 
 
-def _ranks_table(runs: pd.DataFrame, data: pd.DataFrame) -> Table:
+def _ranks_table(runs: pd.DataFrame, data: pd.DataFrame, left_out: Sequence[str]) -> Table:
     cells = [cell for _, cell in data.groupby(RANK_CELL, **_GROUPS, sort=True)]
     columns = [_rank_cells(cell) for cell in cells]
     methods = [str(name) for name in data["method_label"].cat.remove_unused_categories().cat.categories]
@@ -208,7 +218,7 @@ def _ranks_table(runs: pd.DataFrame, data: pd.DataFrame) -> Table:
     marked = [cell for column in columns for cell in column.values()]
     return Table(
         name="ranks",
-        caption=_ranks_caption(runs, marked, data),
+        caption=_ranks_caption(runs, marked, data) + _left_out_text(left_out),
         groups=spans([str(cell["model"].iloc[0]) for cell in cells]),
         columns=["Method", *(where_of(cell) for cell in cells)],
         rows=[
@@ -319,8 +329,9 @@ def _difference_cell(row: Mapping[Any, Any], sign: int, digits: Digits) -> Cell:
     decimals = digits.accuracy
     half = "" if pd.isna(row["half_width"]) else f" ± {100 * row['half_width']:.{decimals}f}"
     t_p, rank_p = row["t_p_holm"], row["wilcoxon_p_holm"]
-    tested = _p_text(t_p) if row["test"] == "unpaired" else f"{_p_text(t_p)}; {_p_text(rank_p)}"
-    known = not (pd.isna(t_p) and pd.isna(rank_p))
+    tested, known = _p_text(t_p), not pd.isna(t_p)
+    if _has_rank_p(row):
+        tested, known = f"{tested}; {_p_text(rank_p)}", True
     word = "unpaired" if row["test"] == "unpaired" else ""
     return Cell(
         f"{100 * sign * row['mean']:+.{decimals}f}{half}".replace("-", "\N{MINUS SIGN}"),
@@ -329,10 +340,27 @@ def _difference_cell(row: Mapping[Any, Any], sign: int, digits: Digits) -> Cell:
     )
 
 
+def _has_rank_p(row: Mapping[Any, Any]) -> bool:
+    paired = row["test"] == "paired" and row["n"] >= FEWEST_FOR_RANKS
+    return bool(paired and not pd.isna(row["wilcoxon_p_holm"]))
+
+
 def _p_text(p: float) -> str:
     if pd.isna(p):
         return ABSENT
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+    if p < 0.001:
+        return "< 0.001"
+    if p < SIGNIFICANT <= float(f"{p:.3f}"):
+        return f"< {SIGNIFICANT}"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2g}"
+
+
+def _left_out_text(names: Sequence[str]) -> str:
+    """Name what is not in a table as its methods are not comparable, with a space before it."""
+    if not names:
+        return ""
+    more = f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f" Left out, as methods were scored on different test sets: {'; '.join(names[:_NAMED])}{more}."
 
 
 def _paired_caption(reference: str, mine: pd.DataFrame, data: pd.DataFrame) -> str:
@@ -342,34 +370,48 @@ def _paired_caption(reference: str, mine: pd.DataFrame, data: pd.DataFrame) -> s
     if len(paired):
         seeds = n_text(data.loc[data["test"] == "paired", "n"])
         sentences.append(f"{what}, over the same seeds and splits of the data, {seeds}{interval_text(mine)}.")
-        sentences += _paired_text(data[data["test"] == "paired"])
+        sentences += _paired_text(data[data["test"] == "paired"], paired)
     else:
         sentences.append(f"{what}{interval_text(mine)}. No method shares seeds and splits with {reference}: "
                          "paired tests are impossible.")  # fmt: skip
     if len(unpaired):
         sentences += _unpaired_text(data[data["test"] == "unpaired"], bool(len(paired)))
     if (mine["t_p_holm"] < SIGNIFICANT).any():
-        sentences.append(f"Bold: p of the t-test below {SIGNIFICANT}.")
+        sentences.append(f"Bold: significant, whichever is higher: p of the t-test below {SIGNIFICANT}.")
     return " ".join([*sentences, "All pairs: see the CSV file of this table."])
 
 
-def _paired_text(data: pd.DataFrame) -> list[str]:
-    if data["n"].max() == 1:
+def _paired_text(data: pd.DataFrame, mine: pd.DataFrame) -> list[str]:
+    """Which p is shown in ``mine``, and over how many pairs of ``data`` it was corrected."""
+    several, ranked = mine[mine["n"] > 1], any(_has_rank_p(row) for row in mine.to_dict("records"))
+    if several.empty:
         return ["One difference has no test."]
+    same = "all differences the same and not zero"
+    if several["t_p"].isna().all() and not ranked:
+        return [f"No test: {same}."]
+    lacking = f" ({ABSENT}: {same})" if several["t_p"].isna().any() else ""
+    wilcoxon = f"; of Wilcoxon's signed-rank test, from {FEWEST_FOR_RANKS} seeds on" if ranked else ""
+    pairs = (data[p].notna().sum() for p in ("t_p", *(["wilcoxon_p"] if ranked else [])))
+    *others, last = dict.fromkeys(int(number) for number in pairs if number)
+    numbers = " and ".join([*map(str, others), counted(last, "pair")])
     return [
-        "In brackets: p of the paired t-test; of Wilcoxon's signed-rank test; both after Holm's correction "
-        f"over the {int(data['family'].max())} pairs of methods, splits and shots ({ABSENT}: all differences "
-        "the same and not zero)."
+        f"In brackets: p of the paired t-test{lacking}{wilcoxon}; after Holm's correction over the {numbers} "
+        "of methods, splits and shots."
     ]
 
 
 def _unpaired_text(data: pd.DataFrame, besides: bool) -> list[str]:
     where = "Unpaired, where too few seeds are shared for a paired test" if besides else "Unpaired"
-    if data["t_p"].isna().all():
-        return [f"{where}: differences of the means, which of one seed have no test."]
+    one_seed = (data[["n", "other_n"]] == 1).any(axis=1)
+    untested = data["t_p"].isna()
+    kinds = {"of one seed": one_seed & untested, "without any spread": ~one_seed & untested}
+    lacking = " or ".join(kind for kind, rows in kinds.items() if rows.any())
+    if untested.all():
+        return [f"{where}: differences of the means, which {lacking} have no test."]
     return [
         f"{where}: differences of the means, p of Welch's t-test after Holm's correction over the "
-        f"{int(data['family'].max())} such pairs."
+        f"{counted(int(data['family'].max()), 'such pair')}"
+        f"{f'; those {lacking} have no test' if lacking else ''}."
     ]
 
 

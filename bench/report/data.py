@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pandas as pd
 from bench import store
 from bench.execute import FAILURE, read_failure
 from bench.report.names import OUR_NAMES, Names, label_rounds, label_runs
+from bench.report.patience import patiently
 from bench.report.text import counted
 from bench.standing import reason_in
 from flora.errors import BadInput
@@ -42,7 +42,7 @@ class ReportData:
         clients: a row a run and client that was evaluated apart: its run's labels, ``config_hash, client,
             samples, accuracy`` (0 to 1, after the last round).
         stored: by hash of the configuration, what else ``run.json`` says; without its rounds.
-        failures: cells that failed and have no result.
+        failures: cells that failed and have no result; none where the runs are a selection.
         folder: of the results; None for runs that come from elsewhere.
         names: an author's own.
     """
@@ -78,7 +78,7 @@ def read_data(
     """
     paths = sorted(store.run_files(results))
     rows, rounds, stored = [], list[dict[str, Any]](), dict[str, dict[str, Any]]()
-    for path, run in store.read_runs(_patiently(paths), on_damage):
+    for path, run in store.read_runs(patiently(paths, "reading results", len(paths)), on_damage):
         rows.append(store.row_of(path, run))
         rounds += store.round_rows(run)
         last = run["rounds"][-1] if run["rounds"] else {}
@@ -89,7 +89,10 @@ def read_data(
     failures = _failures(results)
     if not rows:
         raise _nothing(results, failures)
-    chosen = choose(store.results_frame(rows))
+    every = store.results_frame(rows)
+    chosen = choose(every)
+    # of a selection nobody knows whether cells without a result would belong to it
+    failures = failures if len(chosen) == len(every) else []
     return assemble(chosen, store.rounds_frame(rounds), names, stored, failures, results)
 
 
@@ -191,13 +194,3 @@ def _nothing(results: Path, failures: Sequence[Failure]) -> BadInput:
         f"results: {str(results)!r} holds no result, only {counted(len(failures), 'cell')} that failed "
         f"({failures[0].folder}: {failures[0].reason})"
     )
-
-
-def _patiently(paths: Sequence[Path]) -> Iterable[Path]:
-    """Show on a terminal how far reading has come."""
-    if not sys.stderr.isatty():
-        return paths
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(paths, "reading results", console=Console(stderr=True), transient=True)

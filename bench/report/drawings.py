@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bench.network import PROFILES
 from bench.report import figures
 from bench.report.data import ReportData
-from bench.report.names import AS_DEPLOYED, METHODS, shots_label, without_deployed_twins
+from bench.report.names import AS_DEPLOYED, shots_label, without_deployed_twins
 from bench.report.networks import network_times
 from bench.report.paper import Paper
 from bench.report.styles import Style
@@ -207,7 +207,7 @@ def _at(frame: pd.DataFrame, levels: Sequence[Any]) -> pd.Series:
 
 
 def _alt(caption: str, frame: pd.DataFrame) -> str:
-    parts = [caption.partition(".")[0]]
+    parts = [caption.partition(". ")[0].removesuffix(".")]
     for column, what in (("method_label", "for"), ("split_label", "splits:")):
         if column in frame and len(frame):
             names = frame[column].cat.remove_unused_categories().cat.categories
@@ -231,7 +231,8 @@ def _front_caption(cost: str) -> Callable[[Material], str]:
         "energy": "energy",
     }[cost]
     return lambda m: (
-        f"Test accuracy after the last round against {what}. Line: what no other method betters in both. "
+        f"Test accuracy after the last round against {what}. Line and filled marks: what neither another "
+        "method nor zero-shot betters in both. "
         f"{m.interval(m.main, 'bars')}{m.dashed}{m.most_data}"
     )
 
@@ -348,7 +349,10 @@ COST = (
         figures.phase_times,
         figures.phase_times_points,
         lambda m: m.data.rounds[m.data.rounds["config_hash"].isin(m.cell["config_hash"])],
-        lambda m: f"Mean seconds a round by phase{which_time_in_short(m.cell)} ({where_of(m.cell)}).",
+        lambda m: (
+            f"Mean seconds a round by phase{which_time_in_short(m.cell)} ({where_of(m.cell)}). "
+            f"{m.interval(m.cell, 'whisker')}"
+        ),
         spare=True,
     ),
     Plan(
@@ -356,7 +360,9 @@ COST = (
         figures.memory_by_cause,
         figures.memory_by_cause_points,
         lambda m: m.cell,
-        lambda m: f"Live tensors at their peak, by cause ({where_of(m.cell)}).",
+        lambda m: (
+            f"Live tensors at their peak, by cause ({where_of(m.cell)}). {m.interval(m.cell, 'whisker')}"
+        ),
         spare=True,
     ),
     Plan(
@@ -365,8 +371,9 @@ COST = (
         figures.time_to_accuracy_points,
         _times,
         lambda m: (
-            f"Time to an accuracy of {m.target:.1%} on four networks, replayed from what the runs stored "
-            f"({where_of(m.cell)}). Hollow: not every seed reached it."
+            f"Time to an accuracy of {100 * m.target:g} % on four networks, replayed from what the runs "
+            f"stored ({where_of(m.cell)}). {m.interval(m.cell, 'whisker')} Hollow marks: of the seeds that "
+            "reached it alone; “never”: no seed did."
         ),
         spare=True,
     ),
@@ -377,7 +384,10 @@ DATA = (
         figures.split_picture,
         figures.split_picture_points,
         lambda m: m.data.divisions[_at(m.data.divisions, m.levels[:1])],
-        lambda m: f"Samples of each class that every client holds, of the first seed.{m.most_data}",
+        lambda m: (
+            "What every client holds: its samples, in all and of each class (with many classes or clients: "
+            f"each class's share of the client), of the first seed.{m.most_data}"
+        ),
         spare=True,
     ),
 )
@@ -432,7 +442,9 @@ def _n(runs: pd.DataFrame) -> pd.Series:
 
 def _ratio(material: Material, of: str = "") -> str:
     """What the factor beside a bar says, where there is one."""
-    reference = material.paper.reference
-    if reference not in set(material.main["method"]) or material.main["method"].nunique() < 2:
+    runs, reference = material.main, material.paper.reference
+    its = runs[(runs["method"] == reference) | (runs["method_label"].astype(str) == reference)]
+    if its.empty or runs["method_label"].nunique() < 2:
         return ""
-    return f" ×: how many times less{of} than {METHODS.get(reference, reference)}."
+    called = str(its["method_label"].iloc[0])
+    return f" ×: how many times less{of} than {called} (below 1: more)."

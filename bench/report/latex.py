@@ -8,7 +8,7 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from bench.report.tables import Table
 
 PREAMBLE = r"""\usepackage{amssymb}
+\usepackage{array}
 \usepackage{booktabs}
-\usepackage{siunitx}
+\usepackage{siunitx}[2021/05/17]
 \usepackage{adjustbox}"""
-"""What a document must load for the tables."""
+"""What a document must load for the tables; siunitx since its version 3, of that day."""
 
 _NUMBERS = (
     "mode=match, reset-text-series=false, separate-uncertainty=true, group-digits=integer, "
@@ -39,6 +40,7 @@ _NUMBERS = (
 # The bold of Latin Modern and Times whose digits are as wide as those of the upright: columns stay aligned.
 _BOLD = r"fontseries: {b}\selectfont;"
 _MARKS = {BELOW: r"\blacktriangledown", BROKEN: r"\ddagger"}
+_MARK_EMS = {BELOW: 0.56, BROKEN: 0.34}
 
 _NUMBER = re.compile(r"([+\N{MINUS SIGN}]?)([\d,]+)(?:\.(\d+))?(?: ± ([\d,]+)(?:\.(\d+))?)?")
 _LONGEST_WORD = 16  # of more letters lines may break anywhere
@@ -88,7 +90,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "`": r"\textasciigrave{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\char34{}",
     **{c: f"\\{c}" for c in "_%$&#"},
     "\N{NO-BREAK SPACE}": "~",
     "\N{NARROW NO-BREAK SPACE}": r"\,",
@@ -155,7 +157,7 @@ def _character(c: str) -> str:
     return "".join(map(_character, plain)) or f"U+{ord(c):04X}"
 
 
-def table_latex(table: Table, look: Look = SANS) -> str:
+def table_latex(table: Table, look: Look = SANS, floating: bool = True) -> str:
     """Return a table as one float, or as several where it is longer than a page.
 
     It is as wide as a column where that holds it, else as the page, in smaller type where need be. One too
@@ -164,9 +166,11 @@ def table_latex(table: Table, look: Look = SANS) -> str:
     Args:
         table: of numbers and texts.
         look: how wide a column and the page are.
+        floating: whether to make floats with caption and label; else the bare tabulars, for a float of the
+            author's own.
 
     Returns:
-        LaTeX that needs ``PREAMBLE``.
+        LaTeX that needs ``PREAMBLE``, as a comment at its top says.
     """
     columns = [_column(table, index) for index in range(len(table.columns))]
     kind, size, blocks = _layout(table, columns, look)
@@ -176,7 +180,7 @@ def table_latex(table: Table, look: Look = SANS) -> str:
         floats = [[block] for each in floats for block in each]
     return _templates().get_template("table.tex.j2").render(
         preamble=PREAMBLE,
-        environment=kind,
+        environment=kind if floating else None,
         caption=escape_latex(table.caption),
         name=table.name,
         size=size.command,
@@ -253,8 +257,9 @@ class _Column:
         number: siunitx's format of its numbers; empty for a column of texts.
         spec: as ``tabular`` takes it.
         heading: its lines.
-        width: of its widest line, in ems.
+        width: of its widest line, in ems, and of its marks.
         breaks: whether its lines break there.
+        room: what stands beside it so that its marks, which take none themselves, touch nothing.
     """
 
     number: str
@@ -262,10 +267,19 @@ class _Column:
     heading: list[str]
     width: float
     breaks: bool = False
+    room: str = ""
 
 
 def _column(table: Table, index: int) -> _Column:
     cells = [_cells(row)[index] for row in table.rows]
+    column, most = _unmarked(table, index, cells), max(map(_marks, cells), key=_marks_width, default=[])
+    if not most:
+        return column
+    room = rf"\hphantom{{{_raised(most)}}}"
+    return replace(column, width=column.width + _marks_width(most), room=room)
+
+
+def _unmarked(table: Table, index: int, cells: Sequence[Cell]) -> _Column:
     texts = [line for cell in cells for line in _lines(cell)]
     longest = max(map(len, texts), default=0)
     heading = _heading(table.columns[index], min(longest, _WIDEST_TEXT))
@@ -290,14 +304,28 @@ def _cells(row: tuple[str, list[Cell]]) -> list[Cell]:
     return [Cell(row[0]), *row[1]]
 
 
+def _marks(cell: Cell) -> list[str]:
+    return [mark for mark, there in ((BELOW, cell.below), (BROKEN, cell.broken)) if there]
+
+
+def _marks_width(marks: Sequence[str]) -> float:
+    return sum(_MARK_EMS[mark] for mark in marks)
+
+
+def _raised(marks: Sequence[str]) -> str:
+    return f"$^{{{''.join(_MARKS[mark] for mark in marks)}}}$"
+
+
 def _lines(cell: Cell) -> list[str]:
-    """What stands in a cell, without marks: they take no room."""
+    """What stands in a cell, without marks: their room is beside the column."""
     return [cell.text, f"({cell.note})"] if cell.note else [cell.text]
 
 
 def _heading(text: str, length: int) -> list[str]:
     """A heading in few lines not much longer than what is below it, words and short brackets kept whole."""
-    whole = re.sub(rf"\([^)]{{,{_SHORT_BRACKET}}}\)", lambda found: found[0].replace(" ", "\u00a0"), text)
+    whole = re.sub(
+        rf"\([^)]{{,{_SHORT_BRACKET}}}\)|\d %", lambda found: found[0].replace(" ", "\u00a0"), text
+    )
     longest = max(map(len, whole.split(" ")))
     for width in itertools.count(max(length, longest, _SHORTEST_HEADING)):
         lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
@@ -423,11 +451,20 @@ def _tabular(table: Table, columns: Sequence[_Column], block: Sequence[int], row
     if groups:
         styler = _named(styler, [*(escape_latex(text) for text, _ in groups), ""], level=0)
     styler = styler.apply(lambda _: pd.DataFrame(bold, frame.index, frame.columns), axis=None)
-    specs = "".join(columns[index].spec for index in block)
     text = styler.to_latex(
-        column_format=f"@{{}}{specs}@{{}}", hrules=True, siunitx=True, multicol_align="c"
+        column_format=_specs([columns[index] for index in block]),
+        hrules=True,
+        siunitx=True,
+        multicol_align="c",
     ).strip()
     return text.replace("\\\\\n", f"\\\\\n{_rules(groups)}\n", 1) if groups else text
+
+
+def _specs(columns: Sequence[_Column]) -> str:
+    """The columns as ``tabular`` takes them, with the room for the marks beside them."""
+    *inner, last = columns
+    within = "".join(column.spec + (f"!{{{column.room}}}" if column.room else "") for column in inner)
+    return f"@{{}}{within}{last.spec}@{{{last.room}}}"
 
 
 def _named(styler: Styler, names: Sequence[str], level: int) -> Styler:
@@ -466,8 +503,7 @@ def _stacked(column: _Column) -> str:
 def _entry(cell: Cell, column: _Column) -> str:
     """A cell as LaTeX. Bold is left to pandas, as it must stand before a number."""
     match = _NUMBER.fullmatch(cell.text) if column.number else None
-    marks = [_MARKS[mark] for mark, there in ((BELOW, cell.below), (BROKEN, cell.broken)) if there]
-    raised = rf"\rlap{{$^{{{''.join(marks)}}}$}}" if marks else ""
+    raised = rf"\rlap{{{_raised(marks)}}}" if (marks := _marks(cell)) else ""
     if match:
         number = cell.text.replace("\N{MINUS SIGN}", "-").replace(",", "").replace("±", r"\pm")
         if cell.second:

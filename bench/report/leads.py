@@ -19,6 +19,11 @@ PAIRED, UNPAIRED, ONE_SEED, UNKNOWN = "paired", "unpaired", "one seed", "unknown
 """How a method was compared with the highest: ``UNKNOWN`` where one of the two has a single seed."""
 
 
+def printed(share: float, decimals: int) -> float:
+    """Return a share in percent as it is printed: rounded as text is, which numpy rounds otherwise."""
+    return float(f"{100 * share:.{decimals}f}")
+
+
 def mark_leads(
     table: pd.DataFrame, runs: pd.DataFrame, by: Sequence[str], metric: str = "accuracy", decimals: int = 1
 ) -> pd.DataFrame:
@@ -33,13 +38,14 @@ def mark_leads(
         decimals: of the metric in percent, as printed: what prints the same is level.
 
     Returns:
-        In the rows of ``table``: ``best``, at most one method a cell (and it as deployed), whose lead over
-        each other is established; ``second``, the next highest where there is a best, else the highest and
-        all that cannot be told from it; ``compared``, with the highest how, missing for itself. In a cell of
-        one seed a method nothing can be established: the highest as printed is best. Alone is nothing best.
+        In the rows of ``table``: ``best``, at most one method a cell (and its twin, as deployed, where that
+        prints the same), whose lead over each other is established; ``second``, the next highest where there
+        is a best, else the highest and all that cannot be told from it, and in either case all that print
+        higher than one of these; ``compared``, with the highest how, missing for itself. In a cell of one
+        seed a method nothing can be established: the highest as printed is best. Alone is nothing best.
     """
     by = list(by)
-    shown = (table["mean"] * 100).round(decimals)
+    shown = table["mean"].map(lambda share: printed(share, decimals))
     top = table.sort_values("mean", ascending=False, kind="stable").drop_duplicates(by)
     columns = ["method_label", "twin_label", "n", "mean", "std"]
     beside = table[by].merge(top[[*by, *columns]], on=by, how="left").set_axis(table.index)
@@ -47,7 +53,7 @@ def mark_leads(
     pairs = _paired(table, beside, runs, by, metric)
     lead, half, unknown = _intervals(table, beside, pairs)
 
-    def over_cell(values: pd.Series, how: Literal["max", "any", "all"]) -> pd.Series:
+    def over_cell(values: pd.Series, how: Literal["max", "min", "any", "all"]) -> pd.Series:
         return values.groupby([table[c] for c in by], dropna=False, observed=True).transform(how)
 
     one_seed = over_cell(table["n"], "max") == 1
@@ -57,11 +63,14 @@ def mark_leads(
     compared = pd.Series(
         np.select([one_seed, pairs["n"] > 1, unknown], [ONE_SEED, PAIRED, UNKNOWN], UNPAIRED)
     )
+    best = established & ~rival & ~apart
     following = rival & (shown == over_cell(shown.where(rival), "max"))
+    level = (established & following) | (~established & over_cell(rival, "any") & ~told)
+    # of few or uneven seeds a lower mean may be level with the highest where one above it is not
     return pd.DataFrame(
         {
-            "best": established & ~rival,
-            "second": (established & following) | (~established & over_cell(rival, "any") & ~told),
+            "best": best,
+            "second": ~best & (shown >= over_cell(shown.where(level), "min")),
             "compared": compared.set_axis(table.index).where(rival),
         }
     )

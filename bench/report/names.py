@@ -267,7 +267,9 @@ def option_value(value: Any) -> str:
     if _missing(value):
         return ""
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        # What differs must not be written alike, or its runs would be averaged.
+        return short if float(short) == value else repr(value)
     return " + ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

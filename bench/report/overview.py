@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report.data import Failure, ReportData
+from bench.report.leads import printed
 from bench.report.mixture import mixture
 from bench.report.names import AS_DEPLOYED, label_runs, option_value, shots_label
 from bench.report.statistics import t_factor
@@ -40,8 +41,11 @@ _DEPLOYED_NOTE = (
 )
 
 
-def overview(data: ReportData) -> str:
-    """Say in one paragraph what was run, how often and on what, and what is left out."""
+def overview(data: ReportData, selection: str = "") -> str:
+    """Say in one paragraph what was run, how often and on what, and what is left out.
+
+    ``selection`` is what the runs were chosen by, in words.
+    """
     runs = data.runs
     shots = [shots_label(s) for s in sorted(runs["shots"].drop_duplicates(), key=_few_last)]
     n_methods, n_splits = runs["twin_label"].nunique(), runs["split_label"].nunique()
@@ -53,7 +57,8 @@ def overview(data: ReportData) -> str:
         f"{'seed' if runs['seed'].nunique() == 1 else 'seeds'} {_join(runs['seed'])}.",
         f"Clients: {_join(runs['clients'])}; rounds: {_join(runs['rounds'])}; "
         f"batch size: {_join(runs['batch_size'])}.",
-        _machine(runs),
+        f"Only runs with {selection}." if selection else "",
+        machine_text(runs),
         _left_out(data.left_out),
         _failed(data.failures),
     ]
@@ -141,8 +146,8 @@ def _below_zero_shot(runs: pd.DataFrame) -> list[bool]:
     """Whether each run ended, as printed, below what its model was before training."""
     if "zero_shot_accuracy" not in runs:
         return [False] * len(runs)
-    last, before = ((100 * runs[name]).round(1) for name in ("accuracy", "zero_shot_accuracy"))
-    return [bool(lower) for lower in (last < before)]
+    shares = zip(runs["accuracy"], runs["zero_shot_accuracy"], strict=True)
+    return [printed(last, 1) < printed(before, 1) for last, before in shares]
 
 
 def _interval_note(counts: list[int]) -> str:
@@ -211,9 +216,10 @@ def _machine_notes(runs: pd.DataFrame) -> list[str]:
     return texts
 
 
-def _machine(runs: pd.DataFrame) -> str:
+def machine_text(runs: pd.DataFrame) -> str:
+    """Say in a sentence what the runs were measured on and with."""
     known = [(text, runs[c].dropna().unique()) for c, text in _MACHINE.items() if c in runs]
-    parts = [f"device {_join(runs['device'])}"]
+    parts = [f"device {_join(runs['device'])}"] if "device" in runs else []
     parts += [_and([text.format(str(value)) for value in values]) for text, values in known if len(values)]
     return f"Measured on {', '.join(parts)}."
 

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 
-from bench.report.names import Names
+from bench.report.names import Names, label_runs
 from bench.report.styles import Look
 from bench.report.text import Digits
-from bench.selection import fields_of, plain, selected, text_of
+from bench.selection import MISSING, field_of, plain, selected, text_of
 from flora.errors import BadInput, nearest
 from flora.settings import Settings
 
-Listed = Annotated[list[Any], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
-Strings = Annotated[dict[str, str], BeforeValidator(lambda value: value or {})]
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _texts(value: Any) -> Any:
+    """One text for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be one line of printable text")
+    return value
 
 
 def _share(value: float) -> float:
@@ -27,33 +49,42 @@ def _share(value: float) -> float:
     return value
 
 
-Share = Annotated[float, AfterValidator(_share)]
-Conditions = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
-]
+def _some_formats(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise ValueError("must name at least one of pdf, svg, png and pgf")
+    return value
+
+
+Format = Literal["pdf", "svg", "png", "pgf"]
+Formats = Annotated[tuple[Format, ...], BeforeValidator(_texts), AfterValidator(_some_formats)]
+Listed = Annotated[list[Any], BeforeValidator(_listed)]
+Printable = Annotated[str, AfterValidator(_printable)]
+Share = Annotated[StrictFloat, AfterValidator(_share)]
+Texts = Annotated[tuple[Printable, ...], BeforeValidator(_texts)]
+Mapped = Annotated[dict[str, Printable], BeforeValidator(lambda value: {} if value is None else value)]
 
 
 class Calls(Settings):
     """Display names, by name; those of methods and splits also by the label that would be shown otherwise."""
 
-    tasks: Strings = Field(default_factory=dict)
-    methods: Strings = Field(default_factory=dict)
-    splits: Strings = Field(default_factory=dict)
+    tasks: Mapped = Field(default_factory=dict)
+    methods: Mapped = Field(default_factory=dict)
+    splits: Mapped = Field(default_factory=dict)
 
 
 class Order(Settings):
     """What stands first, by name or label; the rest follows in the order of the report."""
 
-    tasks: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
+    tasks: Texts = ()
+    methods: Texts = ()
+    splits: Texts = ()
 
 
 class Exactness(Settings):
     """Decimals of accuracies in percent, significant digits of costs."""
 
-    accuracy: int = Field(1, ge=0, le=4)
-    cost: int = Field(3, ge=2, le=8)
+    accuracy: StrictInt = Field(1, ge=0, le=4)
+    cost: StrictInt = Field(3, ge=2, le=8)
 
 
 class Widths(Settings):
@@ -61,6 +92,18 @@ class Widths(Settings):
 
     column: float = Field(3.25, gt=1, lt=20)
     page: float = Field(6.875, gt=1, lt=30)
+
+    @model_validator(mode="after")
+    def _column_fits(self) -> Widths:
+        if self.page < self.column:
+            raise ValueError(
+                f"page {self.page:g} is narrower than a column of {self.column:g}; exchange the two"
+            )
+        return self
+
+
+# Fields for which null says something.
+_NULLS = ("width", "target", "tables", "figures")
 
 
 class Paper(Settings):
@@ -80,11 +123,12 @@ class Paper(Settings):
         reference: the method that costs are set against.
         target: accuracy that time, bytes and energy are counted up to; null for one halfway between zero-shot
             and the best method.
+        floats: whether LaTeX tables are floats with a caption and a label, or tabulars alone.
         tables, figures: kinds to make; null for all that the runs have data for.
     """
 
-    title: str = "Federated fine-tuning of vision-language models"
-    where: Conditions = ()
+    title: Printable = "Federated fine-tuning of vision-language models"
+    where: Texts = ()
     select: dict[str, Listed] = Field(default_factory=dict)
     names: Calls = Calls()
     order: Order = Order()
@@ -92,11 +136,12 @@ class Paper(Settings):
     font: Literal["sans", "serif"] = "sans"
     width: Literal["column", "page"] | None = None
     inches: Widths = Widths()
-    formats: tuple[Literal["pdf", "svg", "png", "pgf"], ...] = Field(("pdf", "svg"), min_length=1)
+    formats: Formats = ("pdf", "svg")
     reference: str = "full_finetune"
     target: Share | None = None
-    tables: tuple[str, ...] | None = None
-    figures: tuple[str, ...] | None = None
+    floats: StrictBool = True
+    tables: Texts | None = None
+    figures: Texts | None = None
 
     @classmethod
     def read(cls, path: Path) -> Paper:
@@ -117,7 +162,10 @@ class Paper(Settings):
     def of(cls, values: Mapping[str, Any], where: str = "paper") -> Paper:
         """Check settings; ``where`` is where errors are from: a file, or one field's option."""
         try:
-            return cls.model_validate(dict(values))
+            # a section left empty is one that is not there
+            return cls.model_validate(
+                {name: x for name, x in values.items() if x is not None or name in _NULLS}
+            )
         except ValidationError as error:
             problem = _problem(error)
             # an option says which field it is by its own name
@@ -154,26 +202,48 @@ class Paper(Settings):
         """
         chosen = selected(runs, self.where, "where")
         for name, values in self.select.items():
-            (column,) = fields_of(runs, name, "select")
-            known = {text_of(plain(value)): plain(value) for value in runs[column]}
-            wanted = {text_of(value) for value in values}
-            if unknown := sorted(wanted - set(known)):
+            column = field_of(runs, name, "select")
+            own = [text_of(plain(value)) for value in runs[column]]
+            wanted = {MISSING.get(text, text) for text in map(text_of, values)}
+            if unknown := sorted(wanted - set(own)):
                 raise BadInput(
-                    f"select.{name}: no run has {unknown[0]!r}{nearest(unknown[0], known)}; "
-                    f"there is {_some(known)}"
+                    f"select.{name}: no run has {unknown[0]!r}{_nearest(unknown[0], own)}; "
+                    f"there is {_some(own)}"
                 )
-            chosen &= (
-                runs[column].map(lambda value, wanted=wanted: text_of(plain(value)) in wanted).astype(bool)
-            )
+            chosen &= pd.Series([text in wanted for text in own], index=runs.index)
         if not chosen.any():
-            raise BadInput(
-                f"{self._selection()}: matches none of {len(runs)} runs; there is {_present(runs)}"
-            )
+            raise BadInput(f"{self.selection}: matches none of {len(runs)} runs; there is {_present(runs)}")
         return runs[chosen]
 
-    def _selection(self) -> str:
-        chosen = [f"{name}={'|'.join(map(text_of, values))}" for name, values in self.select.items()]
+    @property
+    def selection(self) -> str:
+        """What the runs are chosen by, in words; empty where all are."""
+        chosen = [f"{name} {' or '.join(map(text_of, values))}" for name, values in self.select.items()]
         return " and ".join([*self.where, *chosen])
+
+    def unmatched(self, runs: pd.DataFrame) -> list[str]:
+        """Say which names of this file are those of nothing in the runs, a line each.
+
+        Args:
+            runs: labelled with the names and order of this file, before any selection.
+        """
+        found = []
+        for kind in ("tasks", "methods", "splits"):
+            column = kind.removesuffix("s")
+            usual = label_runs(runs[[name for name in runs if not str(name).endswith("_label")]])
+            known = {
+                *map(str, runs[column]),
+                *map(str, usual[f"{column}_label"]),
+                *map(str, runs[f"{column}_label"]),
+            }
+            for section in ("names", "order"):
+                for name in getattr(getattr(self, section), kind):
+                    if name not in known:
+                        found.append(f"{section}.{kind}: no run is of {name!r}{_nearest(name, known)}")
+        methods = {*map(str, runs["method"]), *map(str, runs["method_label"])}
+        if self.reference not in methods and "reference" in self.model_fields_set:
+            found.append(f"reference: no run is of {self.reference!r}{_nearest(self.reference, methods)}")
+        return found
 
 
 def _problem(error: ValidationError) -> str:
@@ -186,8 +256,20 @@ def _problem(error: ValidationError) -> str:
         for part in place[:-1]:
             model = model.model_fields[part].annotation
         return f"there is no field {field!r}{nearest(place[-1], model.model_fields)}"
-    problem = first["msg"].replace("Input should", "must").removeprefix("Value error, ")
+    if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        problem = "must be a mapping of fields to values"
+    elif first["type"] in ("tuple_type", "list_type"):
+        problem = "must be a list"
+    else:
+        problem = first["msg"].removeprefix("Value error, ")
+        problem = problem.replace("Input should", "must").replace(" a valid number", " a number")
     return f"{field} {first['input']!r} {problem}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Say which name may be meant, and nothing where none is like it."""
+    alike = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {alike[0]!r}?" if alike else ""
 
 
 def _present(runs: pd.DataFrame) -> str:

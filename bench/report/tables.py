@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from bench.report.leads import PAIRED, UNKNOWN, UNPAIRED, mark_leads
+from bench.report.leads import PAIRED, UNKNOWN, UNPAIRED, mark_leads, printed
 from bench.report.names import METHODS, label_runs, shots_label, without_deployed_twins
 from bench.report.statistics import mean_interval, ratio_to, t_factor
 from bench.report.text import (
@@ -134,15 +134,16 @@ class Table:
     data: pd.DataFrame
     foot: int = 0
 
-    def to_latex(self, look: Look | None = None) -> str:
+    def to_latex(self, look: Look | None = None, *, floating: bool = True) -> str:
         """Return the table as a LaTeX float, as wide as it must be of ``look``'s column and page.
 
-        It needs `bench.report.latex.PREAMBLE`, which it names in a comment.
+        It needs `bench.report.latex.PREAMBLE`, which it names in a comment. If not ``floating``, it has
+        neither float nor caption nor label: these are the author's.
         """
         from bench.report.latex import table_latex
         from bench.report.styles import SANS
 
-        return table_latex(self, look or SANS)
+        return table_latex(self, look or SANS, floating=floating)
 
     def to_csv(self) -> str:
         """Return the numbers behind the table, unrounded."""
@@ -212,26 +213,80 @@ def accuracy_frame(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> pd.DataFr
 
     Returns:
         One row a task, model, split, shots and method: ``n``, ``mean``, ``std``, ``half_width`` (0 to 1),
-        ``zero_shot`` (of the same test sets), ``best``, ``second`` and ``compared`` (of the trained methods
-        of its cell, see ``leads.mark_leads``) and ``below_zero_shot``. Where the methods of a cell were
-        scored on different test sets, as their zero-shot accuracies tell, none is best.
+        ``zero_shot`` (of the same test sets; where runs do not state it, of the zero-shot runs of the cell),
+        ``best``, ``second`` and ``compared`` (of the trained methods of its cell, see ``leads.mark_leads``)
+        and ``below_zero_shot``. Where the methods of a cell were ``scored_apart`` none is best.
     """
     runs = label_runs(runs)
     table = mean_interval(runs, [*ROW, "twin_label", "method"], "accuracy")
-    table = table.merge(zero_shot_reference(runs, ROW), on=ROW, how="left")
+    table = _with_zero_shot(table, runs, runs, ROW)
     trained = table["method"] != "zero_shot"
-    rivals = table[trained & ~_scored_apart(table)]
+    table = table.merge(scored_apart(runs), on=CELL, how="left")
+    rivals = table[trained & ~table["scored_apart"]]
     table = table.join(mark_leads(rivals, runs, CELL, decimals=digits.accuracy))
     for mark in ("best", "second"):
         table[mark] = table[mark].eq(True)
     table = table.merge(_broken(runs), on=ROW, how="left")
-    table["below_zero_shot"] = trained & _prints_lower(table["mean"], table["zero_shot"], digits)
+    lower = [_prints_lower(*pair, digits) for pair in zip(table["mean"], table["zero_shot"], strict=True)]
+    table["below_zero_shot"] = trained & np.array(lower, dtype=bool)
     return table
 
 
-def _prints_lower(values: Any, others: Any, digits: Digits) -> Any:
-    """Whether shares are, in percent and as printed, lower than others."""
-    return np.round(100 * values, digits.accuracy) < np.round(100 * others, digits.accuracy)
+def _with_zero_shot(
+    table: pd.DataFrame, runs: pd.DataFrame, all_runs: pd.DataFrame, by: Sequence[str]
+) -> pd.DataFrame:
+    """Add ``zero_shot``: what the runs of each row state, else what the zero-shot runs of its cell gave."""
+    ran = zero_shot_reference(all_runs[all_runs["method"] == "zero_shot"], CELL)
+    table = table.merge(zero_shot_reference(runs, by), on=list(by), how="left")
+    table = table.merge(ran.rename(columns={"zero_shot": "of_runs"}), on=CELL, how="left")
+    return table.assign(zero_shot=table["zero_shot"].fillna(table["of_runs"])).drop(columns="of_runs")
+
+
+def scored_apart(runs: pd.DataFrame) -> pd.DataFrame:
+    """Say of each cell whether its methods were scored on different test sets, so that nothing compares them.
+
+    Zero-shot accuracies tell: of one model and test set there is one. Test images may be drawn by the seed:
+    methods are compared seed by seed, and by their means only where no seed is shared.
+
+    Returns:
+        One row a task, model, split and shots, with ``scored_apart``.
+    """
+    runs = label_runs(runs)
+    own = runs["accuracy"].where(runs["method"] == "zero_shot")
+    stated = runs.assign(stated=runs.get("zero_shot_accuracy", own).fillna(own).astype(float))
+    seed = ["seed"] if "seed" in runs else []
+    values = stated.groupby([*ROW, *seed], dropna=False, observed=True)["stated"].mean().reset_index()
+    by_seed = values.groupby([*CELL, *seed], dropna=False, observed=True)["stated"]
+    spread = (by_seed.max() - by_seed.min()).where(by_seed.count() > 1)
+    shared = spread.groupby(CELL, dropna=False, observed=True).max()
+    by_method = values.groupby(ROW, dropna=False, observed=True)["stated"].mean()
+    of_means = by_method.groupby(CELL, dropna=False, observed=True)
+    found = shared.fillna(of_means.max() - of_means.min()) > SAME_TEST_SET
+    return found.rename("scored_apart").reset_index()
+
+
+def on_same_test_sets(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out the cells whose methods were scored on different test sets: nothing there can be compared.
+
+    Returns:
+        The runs, labelled, of the other cells; and the names of those left out: task, split and shots.
+    """
+    runs = label_runs(runs)
+    cells = scored_apart(runs)
+    left_out = cells.loc[cells["scored_apart"], CELL]
+    if left_out.empty:
+        return runs, []
+    apart = runs[CELL].merge(left_out, on=CELL, how="left", indicator=True)["_merge"] == "both"
+    names = [
+        f"{row['task']}, {row['split_label']}, {shots_label(row['shots'])}"
+        for row in left_out.to_dict("records")
+    ]
+    return runs[~apart.to_numpy()], names
+
+
+def _prints_lower(value: float, other: float, digits: Digits) -> bool:
+    """Whether a share is, in percent and as printed, lower than another; not where one is missing."""
+    return printed(value, digits.accuracy) < printed(other, digits.accuracy)
 
 
 def _broken(runs: pd.DataFrame) -> pd.DataFrame:
@@ -269,7 +324,7 @@ def accuracy_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table:
     """Method by split, shots as column groups, in percent; for the runs of one task and model.
 
     The best trained method of a column is marked, and so is every one that lost accuracy against zero-shot.
-    Without a zero-shot run, its row is filled from what the other runs measured before training.
+    Where zero-shot did not run, its row is filled from what the other runs measured before training.
     """
     table = accuracy_frame(runs, digits)
     levels = _levels(table, ["shots", "split_label"], "first")
@@ -320,22 +375,30 @@ def main_accuracy_tables(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> lis
 def _main_accuracy_table(runs: pd.DataFrame, digits: Digits) -> Table:
     table = accuracy_frame(runs, digits)
     means = _means_frame(runs, table, digits)
-    both = pd.concat([table, means], ignore_index=True)
-    methods, entries = _accuracy_cells(both, lambda row: row.task, digits)
+    zero_shot = _zero_shot_name(table)
+    methods, entries = _accuracy_cells(table, lambda row: row.task, digits, zero_shot)
+    _, of_means = _accuracy_cells(means, lambda _: None, digits, zero_shot)
     label = "task_label" if "task_label" in runs else "task"
     names = runs[["task", label]].drop_duplicates().sort_values(label).set_index("task")[label]
     model, where = str(runs["model"].iloc[0]), where_of(runs)
     what = f"Accuracy after the last round (%) on {len(names)} data sets ({model}, {where})"
+    whole = {method for method in methods if all((method, task) in entries for task in names.index)}
+    foot = [
+        of_means.get((method, None), Cell(ABSENT)) if method in whole else Cell(ABSENT) for method in methods
+    ]
     return Table(
         name=f"main-accuracy-{slug(model)}-{slug(where)}",
         caption=_accuracy_caption(table, what, "row") + _means_text(table, means),
         groups=[],
         columns=["Data set", *methods],
         rows=[
-            (str(name), [entries.get((method, task), Cell(ABSENT)) for method in methods])
-            for task, name in [*names.items(), (_MEAN, "Mean")]
+            *(
+                (str(name), [entries.get((method, task), Cell(ABSENT)) for method in methods])
+                for task, name in names.items()
+            ),
+            ("Mean", foot),
         ],
-        data=both,
+        data=pd.concat([table, means], ignore_index=True),
         foot=1,
     )
 
@@ -344,13 +407,13 @@ def _means_frame(runs: pd.DataFrame, table: pd.DataFrame, digits: Digits) -> pd.
     """The mean over the data sets, as ``accuracy_frame`` gives a data set; of methods that ran on all.
 
     Where a method ran the same seeds on each, they are what its interval is over; else it has none, and
-    nothing is marked best.
+    nothing is marked best. Nor is anything where methods were scored on different test sets.
     """
     by, n_tasks = [*_ACROSS, "method_label", "twin_label", "method"], runs["task"].nunique()
     of_method = table.groupby(by, dropna=False, observed=True)
     whole = of_method.agg(
         accuracy=("mean", "mean"),
-        zero_shot_accuracy=("zero_shot", "mean"),
+        zero_shot_accuracy=("zero_shot", lambda values: values.mean(skipna=False)),
         broken=("broken", "any"),
         tasks=("task", "size"),
         entries=("n", "sum"),
@@ -367,7 +430,8 @@ def _means_frame(runs: pd.DataFrame, table: pd.DataFrame, digits: Digits) -> pd.
     means["accuracy"] = means["mean"].where(level, means["accuracy"])
     means = means[level | ~means.duplicated("method_label")].assign(task=_MEAN)
     made = accuracy_frame(means.assign(broken=means["broken"].map({True: "on one of them"})), digits)
-    return made if level.all() else made.assign(best=False, second=False)
+    comparable = level.all() and not table["scored_apart"].any()
+    return made if comparable else made.assign(best=False, second=False)
 
 
 def _means_text(table: pd.DataFrame, means: pd.DataFrame) -> str:
@@ -395,33 +459,34 @@ def _accuracy_rows(
     table: pd.DataFrame, levels: list[tuple[str, str]], digits: Digits
 ) -> list[tuple[str, list[Cell]]]:
     methods, entries = _accuracy_cells(
-        table, lambda row: (shots_label(row.shots), str(row.split_label)), digits
+        table, lambda row: (shots_label(row.shots), str(row.split_label)), digits, _zero_shot_name(table)
     )
     return [(name, [entries.get((name, level), Cell(ABSENT)) for level in levels]) for name in methods]
 
 
 def _accuracy_cells(
-    table: pd.DataFrame, place: Callable[[Any], Hashable], digits: Digits
+    table: pd.DataFrame, place: Callable[[Any], Hashable], digits: Digits, zero_shot: str | None
 ) -> tuple[list[str], dict[tuple[str, Hashable], Cell]]:
-    """The methods in order, and the cell of each and place; zero-shot, if not run, from what others tell."""
+    """The methods in order, and the cell of each and place; of ``zero_shot``, if not run, as others tell."""
     rows: Any = list(table.itertuples())
     entries = {(str(row.method_label), place(row)): _accuracy_cell(row, digits) for row in rows}
     methods = [str(name) for name in table["method_label"].cat.remove_unused_categories().cat.categories]
-    stated = table[~_scored_apart(table) & table["zero_shot"].notna()]
-    if "zero_shot" not in set(table["method"]) and len(stated):
-        zero_shot = METHODS["zero_shot"]
-        methods.insert(0, zero_shot)
-        known: Any = stated.itertuples()
-        entries |= {
-            (zero_shot, place(row)): Cell(percent(row.zero_shot, float("nan"), digits)) for row in known
-        }
-    return methods, entries
+    stated: Any = table[~table["scored_apart"] & table["zero_shot"].notna()]
+    if zero_shot is None or stated.empty:
+        return methods, entries
+    told = {
+        (zero_shot, place(row)): Cell(percent(row.zero_shot, float("nan"), digits))
+        for row in stated.itertuples()
+    }
+    return methods if zero_shot in methods else [zero_shot, *methods], told | entries
 
 
-def _scored_apart(table: pd.DataFrame) -> pd.Series:
-    """Whether the methods of each row's cell have different zero-shot accuracies, so different test sets."""
-    references = table.groupby([table[c] for c in CELL], dropna=False, observed=True)["zero_shot"]
-    return (references.transform("max") - references.transform("min")) > SAME_TEST_SET
+def _zero_shot_name(table: pd.DataFrame) -> str | None:
+    """How the row of zero-shot is called; None for several such methods, or where another has its name."""
+    own = set(table.loc[table["method"] == "zero_shot", "method_label"].astype(str))
+    name = own.pop() if own else METHODS["zero_shot"]
+    others = table.loc[table["method"] != "zero_shot", "method_label"].astype(str)
+    return None if own or name in set(others) else name
 
 
 def cost_frame(runs: pd.DataFrame, reference: str = "full_finetune") -> pd.DataFrame:
@@ -546,7 +611,7 @@ def deployed_frame(runs: pd.DataFrame) -> pd.DataFrame:
             table = table.merge(means, on=by, how="left")
         accelerated = table[f"{name}_accelerated"]
         table[f"{name}_ratio"] = table[f"{name}_deployed"] / accelerated.where(accelerated > 0)
-    return table.merge(zero_shot_reference(runs[both], by), on=by, how="left")
+    return _with_zero_shot(table, runs[both], runs, by)
 
 
 def deployed_table(runs: pd.DataFrame, only: Sequence[str] = (), digits: Digits = OUR_DIGITS) -> Table | None:
@@ -588,7 +653,7 @@ def _deployed_cell(row: Mapping[Any, Any], quantity: Quantity, part: str, digits
     if part == "ratio":
         return Cell(f"{digits_text(value, digits.cost)}×")
     if quantity.column == "accuracy":
-        below = bool(_prints_lower(value, row["zero_shot"], digits))
+        below = _prints_lower(value, row["zero_shot"], digits)
         return Cell(percent(value, float("nan"), digits), below=below)
     return Cell(quantity.written(value, digits))
 
@@ -635,12 +700,16 @@ def beyond_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table | Non
 
 
 def cells_of(runs: pd.DataFrame) -> list[pd.DataFrame]:
-    """The runs of each split and shots, those of most methods first, then all data before few shots."""
+    """The runs of each split and shots: those of most methods first, then all data, then most shots."""
     groups = label_runs(runs).groupby(["split_label", "shots"], dropna=False, observed=True)
     return sorted(
         (cell for _, cell in groups),
-        key=lambda cell: (-cell["method_label"].nunique(), bool(cell["shots"].notna().any())),
+        key=lambda cell: (-cell["method_label"].nunique(), *_most_first(cell["shots"].iloc[0])),
     )
+
+
+def _most_first(shots: Any) -> tuple[int, int]:
+    return (0, 0) if pd.isna(shots) else (1, -int(shots))
 
 
 def where_of(runs: pd.DataFrame) -> str:
@@ -751,7 +820,7 @@ def _leads_text(table: pd.DataFrame, line: str) -> list[str]:
             "underlined: the next."
         )
     if (table["second"] & ~decided).any():
-        by = "as printed" if one_seed.all() else f"by {interval}"
+        by = "as printed" if one_seed.all() else f"by {interval}, or higher than one of these"
         found.append(f"Underlined without a bold one: the highest and all not told from it {by}.")
     if (how := [_COMPARED[name] for name in _COMPARED if name in compared]) and not one_seed.all():
         found.append(f"Differences are {'; '.join(how)}.")

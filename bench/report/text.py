@@ -97,5 +97,5 @@ def escape_markdown(text: object) -> str:
 
 
 def keep_brackets_whole(text: str) -> str:
-    """Return text that breaks before a bracket and not within it."""
-    return re.sub(r"\([^)]*\)", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    """Return text that breaks before a short bracket and not within it."""
+    return re.sub(r"\([^()]{1,24}\)", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)

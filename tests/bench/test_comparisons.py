@@ -7,6 +7,7 @@ from scipy import stats
 
 from bench.report.build import make_report
 from bench.report.comparisons import (
+    _p_text,
     best_round_table,
     differences_frame,
     paired_table,
@@ -148,7 +149,8 @@ def test_a_pair_is_shown_from_floras_side_whichever_way_it_is_kept():
     kept = paired_differences(runs).iloc[0]
     assert kept["method_label"] == "Linear probe"
     assert cell.text == "+20.0 ± 24.8"
-    assert cell.note == f"p {kept['t_p_holm']:.2g}; 0.25"
+    assert cell.note == f"p {kept['t_p_holm']:.3f}"
+    assert "Wilcoxon" not in paired_table(runs).caption
     assert not cell.best
     (cell,) = dict(paired_table(runs[runs["seed"] == 0]).rows)["Linear probe"]
     assert (cell.text, cell.note) == ("+10.0", "")
@@ -163,6 +165,76 @@ def test_a_loss_has_a_minus_and_a_clear_difference_is_bold():
     (cell,) = dict(paired_table(make_runs(*rows)).rows)["BitFit"]
     assert cell.text.startswith("\N{MINUS SIGN}20.")
     assert cell.best
+
+
+def paired(differences, level=0.5):
+    """Runs of FLoRA that differ so from BitFit's, seed by seed."""
+    return make_runs(
+        *(
+            make_run(method, seed=seed, accuracy=level + difference * (method == "flora"))
+            for seed, difference in enumerate(differences)
+            for method in ("flora", "bitfit")
+        )
+    )
+
+
+def test_wilcoxons_test_is_shown_from_six_seeds_on():
+    five, six = (paired_table(paired([0.01 * (seed + 1) for seed in range(n)])) for n in (5, 6))
+    assert ";" not in dict(five.rows)["BitFit"][0].note
+    assert "Wilcoxon" not in five.caption
+    # 2 / 2^6
+    assert dict(six.rows)["BitFit"][0].note.endswith("; 0.031")
+    assert (
+        "of Wilcoxon's signed-rank test, from 6 seeds on; after Holm's correction over the 1 pair"
+        in six.caption
+    )
+    assert "Bold: significant, whichever is higher" in six.caption
+
+
+def test_captions_say_where_there_is_no_test_and_count_no_pairs_that_have_none():
+    alike = paired_table(paired([0.1] * 6))
+    assert dict(alike.rows)["BitFit"][0].note == "p –; 0.031"
+    assert "(–: all differences the same and not zero); of Wilcoxon's" in alike.caption
+    few = paired_table(paired([0.1] * 3))
+    assert dict(few.rows)["BitFit"][0].note == ""
+    assert "No test: all differences the same and not zero." in few.caption
+    assert not any("over the 0" in table.caption for table in (alike, few))
+    unpaired = paired_table(apart(flora=(0.7, 0.7), bitfit=(0.6, 0.6))).caption
+    assert "which without any spread have no test" in unpaired
+    assert "one seed have" not in unpaired
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0004, "< 0.001"), (0.0123, "0.012"), (0.0496, "< 0.05"), (0.0501, "0.050"), (0.049, "0.049"),
+     (0.123, "0.12"), (1.0, "1"), (np.nan, "–")],
+)  # fmt: skip
+def test_a_p_below_the_threshold_is_not_printed_as_the_threshold(p, text):
+    assert _p_text(p) == text
+
+
+def test_methods_scored_on_different_test_sets_are_neither_paired_nor_ranked():
+    rows = [
+        make_run(method, split, task=task, seed=seed, accuracy=0.6 + place / 10 + seed / 100 * place,
+                 zero_shot_accuracy=0.5 + 0.1 * (place == 1 and task == "a" and split == "iid"))
+        for task in "abc"
+        for split in ("iid", "domain")
+        for place, method in enumerate(("flora", "bitfit"))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    runs = make_runs(*rows)
+    table = paired_table(runs[runs["task"] == "a"])
+    assert table.columns == ["FLoRA minus", "Domain"]
+    assert set(table.data["split_label"]) == {"Domain"}
+    told = "Left out, as methods were scored on different test sets: a, IID, all data."
+    assert told in table.caption
+    ranks = ranks_table(runs)
+    numbers = dict(zip(ranks.columns[1:], dict(ranks.rows)["Data sets"], strict=True))
+    assert {where: cell.text for where, cell in numbers.items()} == {
+        "IID, all data": "2", "Domain, all data": "3",
+    }  # fmt: skip
+    assert told in ranks.caption
+    assert "Left out" not in ranks_table(runs[runs["task"] != "a"]).caption
 
 
 def test_without_flora_the_first_trained_method_stands_in_and_alone_there_is_no_table():

@@ -68,8 +68,9 @@ def test_changes_are_those_of_the_seeds_in_common(both):
     first, second = both
     extra = second[second["seed"] != 0]
     found = row(side_by_side(first, extra), "accuracy")
-    assert (found["n_first"], found["n_second"], found["n"]) == (3, 2, 2)
+    assert (found["n_first"], found["n_second"], found["n"]) == (2, 2, 2)
     assert found["difference"] == pytest.approx(0.02)
+    assert found["mean_second"] - found["mean_first"] == pytest.approx(0.02)
 
 
 def test_without_common_seeds_the_means_are_compared(both):
@@ -87,11 +88,12 @@ def test_nothing_in_common_gives_no_row():
 def test_tables_have_both_sides_and_the_change(both):
     frame = side_by_side(*both)
     (table,) = Beside(("a", "b"), {}, frame, {}, []).tables
-    assert table.columns[:4] == ["Method, split, shots", "a", "b", "Change"]
+    assert table.columns[:5] == ["Method, split, shots", "n", "a", "b", "Change"]
     cells = dict(table.rows)["FLoRA, IID, all data"]
-    assert cells[2].text == "+2.0 ± 0.0"
-    assert cells[5].text == "1.50×"
-    assert dict(table.rows)["Linear probe, IID, all data"][2].text == "="
+    assert cells[0].text == "3"
+    assert cells[3].text == "+2.0 ± 0.0"
+    assert cells[6].text == "1.50×"
+    assert dict(table.rows)["Linear probe, IID, all data"][3].text == "="
 
 
 def test_the_figure_shows_the_ratios_of_the_frame(both):
@@ -105,3 +107,18 @@ def test_no_ratio_is_no_figure():
     frame = pd.DataFrame({"quantity": ["accuracy"], "ratio": [1.0], "n": 1, "method_label": ["x"]})
     with pytest.raises(ValueError, match="no cost"):
         ratios(frame.assign(split_label="s", shots=None), ("a", "b"), styles={})
+
+
+def test_seeds_on_another_division_of_the_data_do_not_belong_together(both):
+    first, second = (
+        runs.assign(**{"split.fingerprint": name}) for runs, name in zip(both, "ab", strict=True)
+    )
+    assert row(side_by_side(first, second), "accuracy")["n"] == 0
+
+
+def test_one_seed_on_two_devices_counts_once_by_its_mean():
+    slow, fast = (
+        complete(make_runs(make_run(device=d, train_seconds=t))) for d, t in (("cpu", 99), ("cuda", 1))
+    )
+    found = row(side_by_side(pd.concat([slow, fast], ignore_index=True), fast), "train_seconds")
+    assert (found["n"], found["mean_first"]) == (1, 50.0)

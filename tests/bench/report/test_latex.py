@@ -67,6 +67,7 @@ def table_of(columns, rows, **fields):
         ("β = 0.1", r"\ensuremath{\beta} = 0.1"),
         ("IA³ – “é”", r"IA\textsuperscript{3} -- ``é''"),
         ("95 %, 1\N{NO-BREAK SPACE}B", r"95~\%, 1~B"),
+        ('"q"', r"\char34{}q\char34{}"),
         ("--x ''", r"-{}-x '{}'"),
         ("中 ﬁ", "U+4E2D fi"),
         (" a\n b ", "a b"),
@@ -167,13 +168,37 @@ def test_marks_and_notes_are_set_without_touching_the_alignment():
     assert r" & {(2\ensuremath{\times})} \\" in latex
 
 
+def test_columns_with_marks_have_room_for_them_and_others_have_none():
+    cells = [Cell("84.1", below=True), Cell("83.0"), Cell("9 kB", below=True, broken=True)]
+    latex = table_latex(table_of(["x", "A", "B", "C"], [("a", *cells)]))
+    assert (
+        r"{@{}lS[table-format=2.1]!{\hphantom{$^{\blacktriangledown}$}}S[table-format=2.1]"
+        r"r@{\hphantom{$^{\blacktriangledown\ddagger}$}}}"
+    ) in latex
+
+
+def test_a_percentage_in_a_heading_stays_with_its_sign():
+    table = table_of(["x", "Step, 95 % (s)"], [("a", "1.0")])
+    assert r"Step,\\ 95~\%" in table_latex(table)
+
+
+def test_a_table_for_an_authors_own_float_is_the_tabular_alone():
+    table = wide_table(25)
+    bare = table.to_latex(floating=False)
+    assert not any(word in bare for word in (r"\begin{table", r"\caption", r"\label", r"\centering"))
+    assert bare.count(r"\begin{tabular}") == table.to_latex().count(r"\begin{tabular}") == 3
+    assert all(f"% {line}" in bare for line in PREAMBLE.splitlines())
+
+
 def test_the_foot_stands_below_a_rule():
     latex = table_latex(table_of(["x", "A"], [("a", "1.0"), ("Mean", "1.0")], foot=1))
     assert re.search(r"a & 1\.0 \\\\\n\\midrule\nMean", latex)
 
 
 def test_a_table_names_the_packages_that_it_needs():
-    assert all(f"% {line}" in table_latex(wide_table(2)) for line in PREAMBLE.splitlines())
+    latex = table_latex(wide_table(2))
+    assert all(f"% {line}" in latex for line in PREAMBLE.splitlines())
+    assert "siunitx of version 3" in latex
 
 
 # Documents
@@ -273,6 +298,22 @@ def test_a_document_has_columns_of_the_widths_asked_for_and_takes_a_hundred_figu
     column, page = map(float, re.search(r"WIDTHS ([\d.]+)pt, ([\d.]+)pt", log).groups())
     assert (column, page) == (pytest.approx(3.25 * 72.27, abs=0.01), pytest.approx(6.875 * 72.27, abs=0.01))
     assert log.count(".pdf Graphic file") >= 2 or "narrow.pdf" in log
+
+
+@needs_latex
+def test_a_figure_higher_than_the_page_is_made_to_fit(tmp_path):
+    Figure(figsize=(3.25, 14.0)).savefig(tmp_path / "high.pdf")
+    assert compiled(tmp_path, latex_document([], [("high", "A figure.", False, "pdf")]))[1] == []
+
+
+@needs_latex
+def test_a_bare_table_compiles_in_an_article_with_nothing_but_the_packages_named(tmp_path):
+    table = table_of(
+        ['"x"', "A"], [('a "quoted" name', Cell("1.0", below=True)), ("b", Cell("2.0", best=True))]
+    )
+    parts = r"\documentclass{article}", PREAMBLE, r"\begin{document}", r"\begin{table}\centering"
+    body = *parts, table.to_latex(floating=False), r"\caption{Mine.}\end{table}", r"\end{document}"
+    assert compiled(tmp_path, "\n".join(body))[1] == []
 
 
 @needs_latex

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bench.report.leads import ONE_SEED, PAIRED, UNKNOWN, UNPAIRED, welch
+from bench.report.leads import ONE_SEED, PAIRED, UNKNOWN, UNPAIRED, printed, welch
 from bench.report.names import label_runs
 from bench.report.statistics import paired_differences
 from bench.report.tables import OUR_DIGITS, accuracy_frame
@@ -56,9 +56,17 @@ def test_the_threshold_is_the_half_width(lead, wins):
     assert (marks(runs)[0] == {"flora"}) is wins
 
 
-def test_a_third_that_is_not_told_from_the_highest_takes_its_win():
-    runs = runs_of(flora=(0.70, 0.71, 0.72), bitfit=(0.69, 0.70, 0.71), linear_probe=(0.5, 0.9, 0.6))
-    assert marks(runs) == (set(), {"flora", "linear_probe"})
+def test_a_third_that_is_not_told_from_the_highest_takes_its_win_and_what_lies_between_is_level_too():
+    runs = runs_of(
+        flora=(0.70, 0.71, 0.72), bitfit=(0.69, 0.70, 0.71), linear_probe=(0.5, 0.9, 0.6),
+        full_finetune=(0.60, 0.61, 0.62),
+    )  # fmt: skip
+    assert marks(runs) == (set(), {"flora", "bitfit", "linear_probe"})
+
+
+def test_a_lower_mean_of_one_seed_is_not_underlined_above_a_higher_one():
+    runs = runs_of(flora=(0.80, 0.81, 0.80), bitfit=(0.61, 0.61, 0.62), linear_probe=(0.573,))
+    assert marks(runs) == (set(), {"flora", "bitfit", "linear_probe"})
 
 
 def test_the_next_of_an_established_best_is_underlined_and_whatever_prints_like_it():
@@ -112,6 +120,20 @@ def test_a_method_is_no_rival_of_itself_as_deployed():
     frame = accuracy_frame(make_runs(*rows)).set_index("method_label")
     assert set(frame.index[frame["best"]]) == {"FLoRA", "FLoRA (as deployed)"}
     assert set(frame.index[frame["second"]]) == {"BitFit", "BitFit (as deployed)"}
+
+
+def test_a_twin_is_bold_only_where_it_prints_the_same_as_the_winner():
+    rows = [row | {"accuracy": 0.8 - 0.02 * (row["acceleration"] == "none")} for row in both_ways("flora")]
+    rows += [row | {"accuracy": 0.7} for row in both_ways("bitfit")]
+    frame = accuracy_frame(make_runs(*rows)).set_index("method_label")
+    assert set(frame.index[frame["best"]]) == {"FLoRA"}
+    assert set(frame.index[frame["second"]]) == {"FLoRA (as deployed)", "BitFit", "BitFit (as deployed)"}
+
+
+def test_level_is_what_is_printed_and_not_what_numpy_rounds():
+    # printed 50.5 and 50.5 of two shares that numpy rounds to 50.6 and 50.5
+    assert np.round(100 * 0.5055, 1) != printed(0.5055, 1) == 50.5
+    assert marks(runs_of(flora=(0.5055,), bitfit=(0.505,))) == (set(), {"flora", "bitfit"})
 
 
 def test_cells_are_judged_apart():

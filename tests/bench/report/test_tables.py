@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.report.names import label_runs, without_deployed_twins
+from bench.report.names import Names, label_runs, without_deployed_twins
 from bench.report.tables import (
     accuracy_frame,
     accuracy_table,
@@ -23,6 +23,7 @@ from bench.report.tables import (
     few_shot_table,
     further_cost_table,
     main_accuracy_tables,
+    scored_apart,
     zero_shot_reference,
 )
 from bench.report.text import Digits
@@ -130,6 +131,30 @@ def test_zero_shot_row_comes_from_the_other_runs_where_it_was_not_run():
     table = accuracy_table(make_runs(make_run(zero_shot_accuracy=0.321)))
     assert table.rows[0][0] == "Zero-shot"
     assert table.rows[0][1][0].text == "32.1"
+
+
+def test_a_zero_shot_run_fills_its_row_under_its_own_name_where_it_was_not_run():
+    rows = [make_run("zero_shot"), make_run(), make_run(split="domain", zero_shot_accuracy=0.321)]
+    runs = label_runs(make_runs(*rows), Names(methods={"zero_shot": "As it came"}))
+    table = accuracy_table(runs)
+    shown = {name: [cell.text for cell in cells] for name, cells in table.rows}
+    assert dict(zip(table.columns[1:], shown["As it came"], strict=True)) == {"IID": "62.0", "Domain": "32.1"}
+    assert "Zero-shot" not in shown
+
+
+def test_no_row_is_filled_over_a_method_that_its_author_calls_zero_shot():
+    runs = label_runs(make_runs(make_run(accuracy=0.8)), Names(methods={"flora": "Zero-shot"}))
+    assert [(name, cells[0].text) for name, cells in accuracy_table(runs).rows] == [("Zero-shot", "80.0")]
+
+
+def test_methods_that_do_not_state_zero_shot_are_compared_with_its_run():
+    rows = [make_run("zero_shot"), make_run(accuracy=0.6, zero_shot_accuracy=np.nan)]
+    runs = make_runs(*rows)
+    for made in (runs, runs.drop(columns="zero_shot_accuracy")):
+        assert accuracy_frame(made).set_index("method")["below_zero_shot"].to_dict() == {
+            "zero_shot": False,
+            "flora": True,
+        }
 
 
 def test_zero_shot_reference_is_that_of_its_own_cell():
@@ -386,6 +411,37 @@ def test_the_mean_is_of_methods_that_ran_on_every_data_set():
     assert {cell.text for cell in dict(table.rows)["Mean"]} == {"–"}
 
 
+def test_the_mean_of_zero_shot_needs_every_data_set():
+    rows = on_data_sets({"flora": {"a": 0.6, "b": 0.8}, "bitfit": {"a": 0.5, "b": 0.5}})
+    for row in rows:
+        row["zero_shot_accuracy"] = 0.9 if row["task"] == "a" else np.nan
+    (table,) = main_accuracy_tables(make_runs(*rows))
+    shown = {name: cells[0].text for name, cells in table.rows}
+    assert table.columns[1] == "Zero-shot"
+    assert shown == {"a": "90.0", "b": "–", "Mean": "–"}
+    assert not any(cell.below for cell in dict(table.rows)["Mean"])
+    assert all(cell.below for cell in dict(table.rows)["a"][1:])
+
+
+def test_no_mean_is_best_where_a_data_set_was_scored_on_different_test_sets():
+    rows = on_data_sets({"flora": {"a": 0.6, "b": 0.8}, "bitfit": {"a": 0.5, "b": 0.5}})
+    for row in rows:
+        before = 0.5 if row["method"] == "flora" else 0.4
+        row["zero_shot_accuracy"] = before if row["task"] == "a" else np.nan
+    (table,) = main_accuracy_tables(make_runs(*rows))
+    best = {name: any(cell.best for cell in cells) for name, cells in table.rows}
+    assert best == {"a": False, "b": True, "Mean": False}
+
+
+def test_a_data_set_may_be_called_as_the_mean_is():
+    rows = on_data_sets({"flora": {"mean over data sets": 0.6, "b": 0.8}, "bitfit": {"b": 0.5}})
+    (table,) = main_accuracy_tables(make_runs(*rows))
+    place = table.columns.index("FLoRA") - 1
+    assert [(name, cells[place].text[:4]) for name, cells in table.rows] == [
+        ("b", "80.0"), ("mean over data sets", "60.0"), ("Mean", "70.0"),
+    ]  # fmt: skip
+
+
 def test_the_mean_of_unlike_seeds_is_that_of_the_rows_without_interval_or_mark():
     rows = on_data_sets({"flora": {"a": 0.6, "b": 0.8}, "bitfit": {"a": 0.5, "b": 0.5}})
     rows.append(make_run(task="b", seed=2, accuracy=0.95))
@@ -425,6 +481,11 @@ def test_the_few_shot_table_has_splits_as_groups_and_all_data_last():
     shown = dict(zip(table.headings[1:], dict(table.rows)["FLoRA"], strict=True))
     assert shown["1 shot, IID"] == by_level["IID, 1 shot"]
     assert shown["all data, Dirichlet (β = 0.1)"] == by_level["Dirichlet (β = 0.1), all data"]
+
+
+def test_of_cells_with_as_many_methods_all_data_stand_first_and_then_most_shots():
+    cells = cells_of(make_runs(*(make_run(shots=shots) for shots in (1, 16, 4, pd.NA))))
+    assert [str(cell["shots"].iloc[0]) for cell in cells] == ["<NA>", "16", "4", "1"]
 
 
 def test_without_two_numbers_of_shots_there_is_no_few_shot_table():
@@ -494,3 +555,13 @@ def test_every_table_of_one_seed_one_method_and_one_round_can_be_set():
     for table in (accuracy_table(cell), cost_table(cell)):
         assert all((table.to_latex(), table.to_markdown(), table.to_html(), table.to_csv()))
         assert "one seed" in table.caption
+
+
+def test_test_images_drawn_by_the_seed_are_the_same_for_all_methods():
+    """A seed that one method lacks shifts its mean zero-shot accuracy, and sets no method apart."""
+    drawn = {0: 0.60, 1: 0.70}
+    rows = [make_run("flora", seed=1, zero_shot_accuracy=drawn[1])]
+    rows += [make_run("linear_probe", seed=seed, zero_shot_accuracy=drawn[seed]) for seed in drawn]
+    assert not scored_apart(make_runs(*rows))["scored_apart"].any()
+    rows[0] |= {"zero_shot_accuracy": 0.71}
+    assert scored_apart(make_runs(*rows))["scored_apart"].all()
