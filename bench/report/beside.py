@@ -104,9 +104,9 @@ def read_beside(first: Path, second: Path, names: tuple[str, str], paper: Paper)
     Raises:
         BadInput: one holds no complete run, or they have nothing in common.
     """
-    sides = [_complete(folder, paper) for folder in (first, second)]
-    frame = side_by_side(*sides, paper.called)
-    runs = _both(*sides, paper.called)
+    sides = _complete(first, paper), _complete(second, paper)
+    frame = side_by_side(sides[0], sides[1], paper.called)
+    runs = _both(sides[0], sides[1], paper.called)
     parts = [runs[runs["side"] == side] for side in (0, 1)]
     if frame.empty:
         raise BadInput(
@@ -203,7 +203,8 @@ def _table(part: pd.DataFrame, names: tuple[str, str], digits: Digits) -> Table:
     shown = [q for q in COMPARED if q.column in set(part["quantity"])]
     entries: dict[str, list[Cell]] = {}
     groups = part.groupby(["shots", "split_label", "method_label"], dropna=False, observed=True)
-    for key, rows in sorted(groups, key=lambda group: not pd.isna(group[0][0])):  # all data first
+    parts: list[tuple[Any, pd.DataFrame]] = list(groups)
+    for key, rows in sorted(parts, key=lambda part: not pd.isna(part[0][0])):  # all data first
         found = rows.set_index("quantity").to_dict("index")
         cells = [cell for q in shown for cell in _cells(found.get(q.column), q, digits)]
         common, one, other = (rows[name].max() for name in ("n", "n_first", "n_second"))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import stat
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import yaml
 
 from bench import store
 from bench.execute import FAILURE
 from bench.report import manifest as manifests
-from bench.report.manifest import MANIFEST, Manifest, read_manifest
+from bench.report.manifest import FIGURES, MANIFEST, TABLES, Manifest, read_manifest
 from bench.report.repeat import commands, matrix_text, repeatable, versions_text
 from bench.report.text import counted, escape_markdown
 from flora.errors import BadInput
@@ -30,8 +30,16 @@ REPORT, RUNS = "report", "runs"
 MATRIX, PAPER, SUMS = "matrix.yaml", "paper.yaml", "SHA256SUMS"
 """Files of a bundle: its runs as a matrix, the settings of its report, and every other file's checksum."""
 
-MOST_FILES, MOST_BYTES = 200_000, 4 * 2**30
+README, COMMANDS, VERSIONS = "README.md", "COMMANDS.md", "versions.txt"
+"""Files of a bundle for its reader: what is in it, and what repeats it with which packages."""
+
+ASKED = "\nWhat the runs were first asked for with:\n\n"
+"""Heading, in `COMMANDS`, of what stands in no run."""
+
+MOST_FILES, MOST_BYTES, MOST_BYTES_A_FILE = 200_000, 2 * 2**30, 64 * 2**20
 """What a bundle may unpack to: more than a report of 10,000 runs, less than a disk."""
+
+_PIECE = 2**20  # as much of a file as is in memory at once
 
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can hold
 
@@ -49,14 +57,17 @@ def write_bundle(out: Path, results: Path, bundle: Path) -> Path:
 
     Raises:
         BadInput: the report or a run is not what it was when the report was written; or the file cannot be
-            written.
+            written there, or would be larger than `--check` unpacks.
     """
+    check_bundle_path(bundle, out)
     manifest = read_manifest(out)
     try:
         bundle.parent.mkdir(parents=True, exist_ok=True)
         with store.replacing(bundle) as temporary, ZipFile(temporary, "w") as archive:
             sums = {}
+            left = _Room(bundle)
             for name, content in _contents(manifest, out, results):
+                left.take(name, len(content))
                 _put(archive, name, content)
                 sums[name] = hashlib.sha256(content).hexdigest()
             lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
@@ -66,13 +77,62 @@ def write_bundle(out: Path, results: Path, bundle: Path) -> Path:
     return bundle
 
 
+def check_bundle_path(bundle: Path, out: Path) -> None:
+    """Refuse to write a bundle over something else; to be asked before a report is made, which takes time.
+
+    Args:
+        bundle: the zip to write.
+        out: the report's folder, which need not be there yet.
+
+    Raises:
+        BadInput: there is a folder, or a file that is no bundle, or the report has the place.
+    """
+    place, report = bundle.resolve(), out.resolve()
+    if bundle.is_dir() or report.is_relative_to(place):
+        raise BadInput(f"--bundle: {str(bundle)!r} is a folder; name a file, such as bundle.zip")
+    below = place.relative_to(report).parts if place.is_relative_to(report) else ()
+    if below and (below[0] in (FIGURES, TABLES) or below in _OF_REPORT):
+        raise BadInput(f"--bundle: {str(bundle)!r} is the report's own place; name a file elsewhere")
+    if bundle.exists() and not _is_bundle(bundle):
+        raise BadInput(f"--bundle: {str(bundle)!r} is there and no bundle; remove it or name another file")
+
+
+_OF_REPORT = tuple((name,) for name in ("index.html", "report.md", "report.tex", MANIFEST))
+
+
+def _is_bundle(file: Path) -> bool:
+    try:
+        if not file.is_file() or not is_zipfile(file):
+            return False
+        with ZipFile(file) as archive:
+            return {SUMS, f"{REPORT}/{MANIFEST}"} <= {*archive.namelist()}
+    except (BadZipFile, OSError, NotImplementedError, UnicodeError):
+        return False
+
+
+class _Room:
+    """Counts what a bundle unpacks to, and refuses more than any of ours has."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.bundle, self.left = bundle, MOST_BYTES
+
+    def take(self, name: str, size: int) -> None:
+        if size > MOST_BYTES_A_FILE:
+            most = f"{MOST_BYTES_A_FILE / 2**20:.0f} MiB"
+            raise BadInput(f"{self.bundle}: {name!r} unpacks to more than {most}, the most in a bundle")
+        self.left -= size
+        if self.left < 0:
+            most = f"{MOST_BYTES / 2**30:.0f} GiB"
+            raise BadInput(f"{self.bundle}: unpacks to more than {most}, the most of a bundle")
+
+
 @contextmanager
 def unpacked(bundle: Path) -> Iterator[Path]:
     """Unpack a bundle of anybody's into a folder that is gone afterwards.
 
     Raises:
         BadInput: it is no zip, is damaged, or holds what could do harm: paths that lead elsewhere, links,
-            a name twice, or more than `MOST_FILES` files or `MOST_BYTES` bytes.
+            a name twice, or more than `MOST_FILES` files, `MOST_BYTES` bytes or `MOST_BYTES_A_FILE`.
     """
     with TemporaryDirectory(prefix="flora-bench-") as folder:
         try:
@@ -134,24 +194,26 @@ def _contents(manifest: Manifest, out: Path, results: Path) -> Iterator[tuple[st
         yield f"{RUNS}/{failure.folder}/{FAILURE}", noted.encode()
     if manifest.predictions is not None:
         yield f"{RUNS}/{store.PREDICTIONS}", _unchanged(results / store.PREDICTIONS, manifest.predictions)
-    for name, text in _told(manifest, stored, results).items():
+    again = [run["config"] for run in stored.values() if repeatable(run["config"], run["config_hash"])]
+    typed = commands(results, {run.config_hash for run in manifest.runs})
+    told = {
+        PAPER: paper_text(manifest),
+        VERSIONS: versions_text({path: run.get("environment") or {} for path, run in stored.items()}),
+        README: readme_text(manifest),
+        COMMANDS: commands_text(manifest, typed, len(again)),
+        **({MATRIX: matrix_text(again)} if again else {}),
+    }
+    for name, text in told.items():
         yield name, text.encode()
 
 
-def _told(manifest: Manifest, stored: Mapping[str, Mapping[str, Any]], results: Path) -> dict[str, str]:
-    """Write what tells a reader of the bundle how to check and repeat it."""
-    again = [run["config"] for run in stored.values() if repeatable(run["config"], run["config_hash"])]
-    typed = commands(results, {run.config_hash for run in manifest.runs})
-    texts = {
-        PAPER: yaml.safe_dump(manifest.paper, sort_keys=False, allow_unicode=True),
-        "versions.txt": versions_text({path: run.get("environment") or {} for path, run in stored.items()}),
-        "README.md": _readme(manifest),
-        "COMMANDS.md": _commands(manifest, typed, len(again)),
-    }
-    return texts | ({MATRIX: matrix_text(again)} if again else {})
+def paper_text(manifest: Manifest) -> str:
+    """Write how the report is set, as `--paper` reads it."""
+    return yaml.safe_dump(manifest.paper, sort_keys=False, allow_unicode=True)
 
 
-def _readme(manifest: Manifest) -> str:
+def readme_text(manifest: Manifest) -> str:
+    """Write what is in the bundle, and how to check it."""
     used = sum(run.status == "complete" for run in manifest.runs)
     tables, figures = counted(len(manifest.tables), "table"), counted(len(manifest.figures), "figure")
     return f"""\
@@ -184,12 +246,19 @@ That makes the report again, of `runs/` alone, and compares. It takes this folde
 """
 
 
-def _commands(manifest: Manifest, typed: list[str], again: int) -> str:
+def commands_text(manifest: Manifest, typed: Sequence[str], again: int) -> str:
+    """Write what repeats runs and report.
+
+    Args:
+        manifest: of the report.
+        typed: the commands that its runs were first asked for with; they come last.
+        again: how many of its runs the matrix asks for.
+    """
     which = "All runs"
     if again < len(manifest.runs):
         which = f"{again:,} of {len(manifest.runs):,} runs; the others are of another version of flora-bench"
     asked = "".join(f"    {command}\n" for command in typed)
-    first = f"\nWhat the runs were first asked for with:\n\n{asked}" if asked else ""
+    first = f"{ASKED}{asked}" if asked else ""
     return f"""\
 # Commands that repeat this report
 
@@ -223,25 +292,21 @@ def _unpack(archive: ZipFile, folder: Path, bundle: Path) -> None:
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     if len(entries) > MOST_FILES:
         raise BadInput(f"{bundle}: holds {len(entries):,} files, a bundle at most {MOST_FILES:,}")
+    names = [_harmless(entry, bundle) for entry in entries]
+    room = _Room(bundle)
     seen = set()
-    left = MOST_BYTES
-    for entry in entries:
-        name = _harmless(entry, bundle)
+    for name, entry in zip(names, entries, strict=True):
+        room.take(name, entry.file_size)
         # on many systems names that differ in case, or in how letters are put together, are one file
         folded = unicodedata.normalize("NFC", name).casefold()
         if folded in seen:
             raise BadInput(f"{bundle}: holds {name!r} twice; no bundle of ours does")
         seen.add(folded)
+    for name, entry in zip(names, entries, strict=True):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(entry) as packed:
-            content = packed.read(left + 1)  # what a zip says of sizes need not be so
-        left -= len(content)
-        if left < 0:
-            raise BadInput(
-                f"{bundle}: unpacks to more than {MOST_BYTES / 2**30:.0f} GiB; no bundle of ours does"
-            )
-        file.write_bytes(content)
+        with archive.open(entry) as packed, file.open("wb") as content:
+            shutil.copyfileobj(packed, content, _PIECE)  # which ends where the entry says that it does
 
 
 def _harmless(entry: ZipInfo, bundle: Path) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from math import isclose, isfinite
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from bench.report.figures import read_data_sha256
 from bench.report.manifest import FIGURES, TABLES, is_as_written
@@ -21,6 +23,9 @@ _PAGE = "index.html"
 _LONGEST, _BEFORE = 60, 20
 # What parts the cells of a table: in LaTeX, in Markdown, in HTML.
 _BETWEEN_CELLS = re.compile(r"[&|<>]|\\\\")
+# Of the page: the data that its script shows, and its tables.
+_DATA = re.compile(r'(?<=<script type="application/json" id="data">).*?(?=</script>)', re.DOTALL)
+_TABLES_OF_PAGE = re.compile(r'<figure class="table">.*?</figure>', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,14 @@ class Closely:
     """How closely reports are compared.
 
     Attributes:
-        drawings: pictures also byte for byte, which asks for the versions that drew them.
+        made_with: the versions that drew one of the two alone, in words; with any, pictures are not compared
+            byte for byte.
+        words: the page also word for word, which asks for the code that wrote it.
         undrawn: formats of figures that only one of the two reports has, as a machine cannot draw them.
     """
 
-    drawings: bool = True
+    made_with: str = ""
+    words: bool = True
     undrawn: frozenset[str] = frozenset()
 
     @property
@@ -57,15 +65,15 @@ def differences(report: Path, expected: Path, name: str, closely: Closely) -> It
     """
     path = PurePosixPath(name)
     files = report / name, expected / name
-    if path.parts[0] == FIGURES and path.suffix != ".csv":
-        yield from _of_pictures(report, expected, path, closely)
+    if is_picture(name):
+        yield from _of_pictures(report, expected, name, closely)
     elif not files[1].exists():  # of a format that cannot be drawn here, or told of already
         return
     elif path.suffix == ".csv":
         yield from csv_differences(*map(_text, files))
     elif name == _PAGE:
-        if closely.drawings and closely.documents and not _same_bytes(*files):
-            yield "is not the page that the runs give"
+        found, should = map(_text, files)
+        yield from page_differences(found, should, words=closely.words)
     elif path.parts[0] == TABLES or closely.documents:
         yield from text_differences(*map(_text, files))
 
@@ -106,29 +114,98 @@ def text_differences(found: str, expected: str) -> Iterator[str]:
                 yield f"{where}: {_both(cell, other)}"
 
 
+def page_differences(found: str, expected: str, words: bool = True) -> Iterator[str]:
+    """Compare pages: the data in them number by number, and their tables; the rest line by line.
+
+    Args:
+        found: the page.
+        expected: what it should be.
+        words: compare the rest too.
+    """
+    if found == expected:
+        return
+    data, should = _DATA.findall(found), _DATA.findall(expected)
+    if len(data) != len(should):
+        yield f"has {len(data):,} times data for its script, the runs give {len(should):,}"
+        return
+    for one, two in zip(data, should, strict=True):
+        try:
+            yield from _data_differences(json.loads(one), json.loads(two), "data")
+        except (ValueError, RecursionError):
+            yield "its data cannot be read"
+    rest = (_DATA.sub("", found), _DATA.sub("", expected))
+    if words:
+        yield from text_differences(*rest)
+        return
+    tables, others = (_TABLES_OF_PAGE.findall(text) for text in rest)
+    if len(tables) != len(others):
+        yield f"has {len(tables):,} tables, the runs give {len(others):,}"
+        return
+    for number, (one, two) in enumerate(zip(tables, others, strict=True), 1):
+        yield from (f"table {number}, {what}" for what in text_differences(one, two))
+
+
+def _data_differences(found: Any, expected: Any, where: str) -> Iterator[str]:
+    """Compare values as JSON has them."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        if found.keys() != expected.keys():
+            yield f"{where}: {_both(', '.join(sorted(found)), ', '.join(sorted(expected)))}"
+        for key in expected.keys() & found.keys():
+            yield from _data_differences(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for index, (one, two) in enumerate(zip(found, expected, strict=True)):
+            yield from _data_differences(one, two, f"{where}.{index}")
+    elif type(found) is not type(expected) or found != expected:
+        one, two = (json.dumps(value, ensure_ascii=False) for value in (found, expected))
+        if not _same_number(one, two):
+            yield f"{where}: {_both(one, two)}"
+
+
 def count_numbers(text: str) -> int:
     """Count the cells of a CSV text that hold a number."""
     return sum(_number(cell) is not None for row in _rows(text)[1:] for cell in row)
 
 
-def _of_pictures(report: Path, expected: Path, path: PurePosixPath, closely: Closely) -> Iterator[str]:
+def is_picture(name: str) -> bool:
+    """Whether a file of a report is a picture."""
+    path = PurePosixPath(name)
+    return path.parts[0] == FIGURES and path.suffix != ".csv"
+
+
+def why_not_compared(report: Path, expected: Path, name: str, closely: Closely) -> str:
+    """Say why a picture cannot be compared itself, but by the data that it says it shows; "" if it can."""
+    if closely.made_with:
+        return f"made with {closely.made_with}"
+    if not (expected / name).exists():
+        return f"{PurePosixPath(name).suffix.removeprefix('.')} cannot be drawn here"
+    numbers = PurePosixPath(name).with_suffix(".csv")
+    if not _same_bytes(report / numbers, expected / numbers):
+        return "their numbers differ in the last digits"
+    return ""
+
+
+def _of_pictures(report: Path, expected: Path, name: str, closely: Closely) -> Iterator[str]:
     """Compare a picture's data by the checksum that it carries, then itself where that can be expected."""
-    numbers = path.with_suffix(".csv")
-    behind, should = report / numbers, expected / numbers
+    numbers = PurePosixPath(name).with_suffix(".csv")
     try:
-        drawn_from = read_data_sha256(report / path)
+        drawn_from = read_data_sha256(report / name)
     except (OSError, ValueError):
         drawn_from = None
-    if drawn_from is None or not is_as_written(behind, drawn_from):
+    if drawn_from is None or not is_as_written(report / numbers, drawn_from):
         yield f"was not drawn from the numbers in {numbers}"
-        return
-    comparable = closely.drawings and (expected / path).exists() and is_as_written(should, drawn_from)
-    if comparable and not _same_bytes(report / path, expected / path):
+    elif not why_not_compared(report, expected, name, closely) and not _same_bytes(
+        report / name, expected / name
+    ):
         yield "is not the picture that its numbers give"
 
 
+def printable(text: str) -> str:
+    """Return text on one line without what may steer a terminal, as what a forged file holds may."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _same_bytes(one: Path, other: Path) -> bool:
-    return one.read_bytes() == other.read_bytes()
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def _text(path: Path) -> str:

@@ -34,7 +34,7 @@ FIGURES, TABLES = "figures", "tables"
 """Folders of a report. Each figure and table has the numbers behind it beside it, as NAME.csv."""
 
 _PACKAGES = ("matplotlib", "pandas", "numpy", "scipy", "jinja2")
-_CODE = "bench.report"
+CODE = "bench.report"
 _HERE = Path(__file__).parent
 
 
@@ -54,6 +54,7 @@ def inside(path: str) -> str:
 
 Inside = Annotated[str, AfterValidator(inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Version = Annotated[str, Field(pattern=r"^[\w.+!-]{1,64}$")]
 
 
 class _Part(BaseModel):
@@ -118,8 +119,8 @@ class Manifest(_Part):
     model_config = ConfigDict(populate_by_name=True)
 
     version: int = Field(SCHEMA, alias="schema", ge=1)
-    suite: str
-    versions: dict[str, str]
+    suite: Version
+    versions: dict[str, Version]
     paper: dict[str, Any]
     results: str | None
     runs: list[RunFile]
@@ -201,13 +202,13 @@ def read_manifest(folder: Path) -> Manifest:
 def drawing_versions() -> dict[str, str]:
     """Give the versions of Python, of the packages that draw and calculate, and of the report's own code."""
     packages = {name: version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **packages, _CODE: _code_of_reports()}
+    return {"python": platform.python_version(), **packages, CODE: _code_of_reports()}
 
 
 @cache
 def _code_of_reports() -> str:
     """Hash what makes reports: modules by what they compute, templates and styles by their bytes."""
-    modules = {name for name in imported(f"{_CODE}.build") if name.startswith(_CODE)}
+    modules = {name for name in imported(f"{CODE}.build") if name.startswith(CODE)}
     files = [*_HERE.glob("templates/*"), *_HERE.glob("*.mplstyle")]
     digests = [code_version(modules), *(f"{path.name} {sha256_of(path)}" for path in sorted(files))]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:DIGITS]

@@ -18,6 +18,8 @@ from flora.errors import BadInput
 
 # What of a path tells of the machine: all but its last part, at the start of a word or of a value.
 _ABOVE = re.compile(r"(?:^|(?<=[=:,\[ ]))(?:~|[A-Za-z]:)?[/\\](?:[^/\\=,\] ]*[/\\])*")
+# What pip may be given: a line that a run could smuggle in may name another index.
+_PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*")
 
 Box = dict[str, tuple[str, ...]]
 """Cells that are a product: by field, its values as JSON."""
@@ -52,7 +54,7 @@ def commands(results: Path, hashes: Collection[str]) -> list[str]:
 
     Args:
         results: the folder.
-        hashes: of the runs; a command that asked for none of them is left out.
+        hashes: of the runs; one that asked for none of them is left out, and so is one of several lines.
     """
     wanted = set(hashes)
     typed = [
@@ -60,7 +62,16 @@ def commands(results: Path, hashes: Collection[str]) -> list[str]:
         for matrix in load_matrices(results).values()
         if matrix.get("command") and wanted & {cell["hash"] for cell in matrix["cells"]}
     ]
-    return list(dict.fromkeys(typed))
+    return list(dict.fromkeys(command for command in typed if command.isprintable()))
+
+
+def is_command(text: str) -> bool:
+    """Whether a line is one that `commands` gives: nothing in it is for a shell but to start this suite."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return False
+    return words[:2] == ["flora-bench", "run"] and shlex.join(words) == text
 
 
 def versions_text(environments: Mapping[str, Mapping[str, Any]]) -> str:
@@ -86,8 +97,9 @@ def _versions(environment: Mapping[str, Any]) -> str:
     changed = ", with changes" if environment.get("git_dirty") else ""
     suite = f"flora-bench {environment.get('suite', 'of an unknown version')}"
     suite += f" (commit {commit}{changed})" if commit else ""
-    pins = "".join(f"{name}=={number}\n" for name, number in sorted(packages.items()) if number)
-    return f"# {suite}, Python {environment.get('python', 'of an unknown version')}\n{pins}"
+    pins = (f"{name}=={number}" for name, number in sorted(packages.items()) if number)
+    about = f"{suite}, Python {environment.get('python', 'of an unknown version')}"
+    return "".join(f"{line}\n" for line in (f"# {' '.join(about.split())}", *filter(_PIN.fullmatch, pins)))
 
 
 def _box(config: Mapping[str, Any]) -> Box:

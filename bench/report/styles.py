@@ -34,7 +34,8 @@ class Look:
 
     Attributes:
         font: of ``FONTS``.
-        width: "column" or "page"; None for a column where the figure fits into one.
+        width: "column" or "page"; None for a column where the figure fits into one. One that would be higher
+            than a page in a column takes the page's width whatever this says.
         column: inches of a column of the paper, by default those of a two-column conference paper.
         page: inches of its text.
     """
@@ -96,6 +97,11 @@ SPARE = (
     Style("#4c2a3b", "^", (0, (3, 3)), "xx"),
     Style("#bf00e6", "X", "--", ".."),
 )
+# What variants of a colour are mixed with, 0 for black and 1 for white, and with how much of it: darker and
+# paler in turn; but of the dark, by relative luminance, none could be darker, and of the light none paler.
+_DARK, _LIGHT = 0.14, 0.35
+_OF_DARK, _OF_LIGHT = ((1, 0.35), (1, 0.65), (1, 0.2), (1, 0.5)), ((0, 0.35), (0, 0.6), (0, 0.2), (0, 0.48))
+_OF_OTHERS = ((0, 0.4), (1, 0.45), (0, 0.6), (1, 0.6))
 _VARIANT_MARKERS = (">", "*", "p", "d", "H", "8", "v", "P", "X", "<", "h")
 _VARIANT_LINES: tuple[Any, ...] = ("--", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (2, 2)))
 _VARIANT_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||")
@@ -105,8 +111,8 @@ def styles_of(runs: pd.DataFrame) -> dict[str, Style]:
     """Give every method label of the runs its style.
 
     A known method has one of its own, whatever else is there; variants of a method (rank 2, rank 8) keep its
-    hue, paler one by one, with other markers, lines and hatches. Unknown methods take those of ``SPARE``, in
-    order of name.
+    hue, darker and paler in turn, with other markers, lines and hatches. Unknown methods take those of
+    ``SPARE``, in order of name.
     """
     runs = label_runs(runs)
     pairs = runs[["method", "method_label"]].drop_duplicates().sort_values("method_label")
@@ -126,8 +132,9 @@ def _stranger(index: int) -> Style:
 def _variant(base: Style, index: int) -> Style:
     if index == 0:
         return base
-    pale = min(0.25 * index, 0.6)
-    colour = to_hex(np.array(to_rgb(base.colour)) * (1 - pale) + pale)
-    pools = (_VARIANT_MARKERS, _VARIANT_LINES, _VARIANT_HATCHES)
-    marker, line, hatch = (pool[(index - 1) % len(pool)] for pool in pools)
-    return Style(colour, marker, line, hatch)
+    rgb = np.array(to_rgb(base.colour))
+    luminance = rgb**2.2 @ (0.2126, 0.7152, 0.0722)
+    shades = _OF_DARK if luminance < _DARK else _OF_LIGHT if luminance > _LIGHT else _OF_OTHERS
+    pools = (shades, _VARIANT_MARKERS, _VARIANT_LINES, _VARIANT_HATCHES)
+    (towards, share), marker, line, hatch = (pool[(index - 1) % len(pool)] for pool in pools)
+    return Style(to_hex(rgb * (1 - share) + share * towards), marker, line, hatch)

@@ -37,11 +37,14 @@ from bench.report.figures.stacks import (
     phase_times,
     phase_times_points,
 )
+from bench.report.styles import SANS, Look
 
 __all__ = [
     "COSTS",
     "FEWEST_FOR_INTERVAL",
     "FORMATS",
+    "SANS",
+    "Look",
     "NothingToDraw",
     "accuracy_over_bytes",
     "accuracy_over_bytes_points",

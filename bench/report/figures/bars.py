@@ -14,21 +14,20 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from bench.report.figures.canvas import (
-    FEWEST_FOR_INTERVAL,
     LONGEST_IN_A_COLUMN,
     NothingToDraw,
     Panels,
+    drawn_interval,
     make_panels,
     order_of,
     verbatim,
 )
-from bench.report.names import label_runs
+from bench.report.figures.frames import labelled_runs, memory_column, memory_name
 from bench.report.statistics import mean_interval, ratio_to
 from bench.report.styles import FEATURES_COLOUR, SANS, SETUP_COLOUR, Look, Style, styles_of
 from bench.report.tables import CELL
 from bench.report.text import bytes_text, digits
 from bench.report.times import with_times
-from flora.errors import BadInput
 
 REFERENCE = "full_finetune"
 # The parts of a set-up, in the order they are stacked: name in the key, and colour.
@@ -36,7 +35,8 @@ _SETUP = {
     "features_once_seconds": ("features, once", FEATURES_COLOUR),
     "other_setup_seconds": ("rest of set-up", SETUP_COLOUR),
 }
-_GPU, _PROCESS = "peak_gpu_memory_bytes", "peak_memory_bytes"
+# What a method is called; the second is the same as deployed.
+_METHOD = ["method", "twin_label", "method_label"]
 # Of a panel, at most what values beside bars take.
 _MOST_FOR_VALUES = 0.8
 # Inches around each panel.
@@ -61,13 +61,13 @@ def time_bars(
         ax: draw into this one instead of a panel for each split and shots; there may be but one of these.
         styles: of each method label; made from ``runs`` when absent.
         look: type and width.
-        reference: the method, by name, that others are compared with, accelerated alike.
+        reference: the method, by name or label, that others are compared with, accelerated alike.
 
     Raises:
         NothingToDraw: no run of a trained method has ``train_seconds``.
-        BadInput: ``ax`` is given, and there are several splits or numbers of shots.
+        BadInput: the runs are of several tasks or models, or of several splits or shots for one ``ax``.
     """
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     points, styles = time_bars_points(runs, reference=reference), styles or styles_of(runs)
     with look.drawing():
         panels = _panels(points, ax, look)
@@ -87,12 +87,12 @@ def time_bars_points(runs: pd.DataFrame, *, reference: str = REFERENCE) -> pd.Da
         ``features_once_seconds`` and ``other_setup_seconds`` (missing where there are none), ``total`` of all
         three, and ``times_less``: total of the reference / total (missing without one, and for itself).
     """
-    runs = with_times(runs)
+    runs = with_times(labelled_runs(runs))
     trained = runs[(runs["method"] != "zero_shot") & runs["train_seconds"].notna()]
     if trained.empty:
         raise NothingToDraw("no run of a trained method states its training time")
-    by = _compared(trained)
-    points = _means(trained, by, "train_seconds")
+    by = _bar_of(trained)
+    points = drawn_interval(trained, by, "train_seconds")
     for name in _SETUP:
         means = mean_interval(trained, by, name).rename(columns={"mean": name})
         points = points.merge(means[[*by, name]], on=by, how="left")
@@ -108,14 +108,14 @@ def memory_bars(
     look: Look = SANS,
     reference: str = REFERENCE,
 ) -> Figure:
-    """Draw peak memory by method: of the GPU where every run states it, else of the process.
+    """Draw peak memory by method: of the GPU where every trained run states it, else of the process.
 
     Arguments and errors are those of ``time_bars``, but that there is nothing to draw where no run states its
     peak memory.
     """
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     points, styles = memory_bars_points(runs, reference=reference), styles or styles_of(runs)
-    name = {_GPU: "Peak GPU memory", _PROCESS: "Peak memory of the process"}[points["quantity"].iloc[0]]
+    name = memory_name(points["quantity"].iloc[0])
     return _bytes_figure(points, ax, styles, look, name)
 
 
@@ -127,12 +127,12 @@ def memory_bars_points(runs: pd.DataFrame, *, reference: str = REFERENCE) -> pd.
         ``mean`` bytes and ``half_width`` of the 95 % t-interval (missing where it is not drawn), and
         ``times_less``: mean of the reference / mean (missing without one, and for itself).
     """
-    runs = label_runs(runs)
-    column = _GPU if _GPU in runs and runs[_GPU].notna().all() else _PROCESS
+    runs = labelled_runs(runs)
+    column = memory_column(runs)
     measured = runs.dropna(subset=[column])
     if measured.empty:
         raise NothingToDraw("no run states its peak memory")
-    points = _means(measured, _compared(measured), column)
+    points = drawn_interval(measured, _bar_of(measured), column)
     points.insert(len(CELL), "quantity", column)
     return _with_ratio(points, reference, "mean")
 
@@ -150,38 +150,38 @@ def bytes_bars(
     Arguments and errors are those of ``time_bars``, but that there is nothing to draw where no run of a
     trained method states what it sent.
     """
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     points, styles = bytes_bars_points(runs, reference=reference), styles or styles_of(runs)
     return _bytes_figure(points, ax, styles, look, "Bytes sent, up + down, all clients and rounds")
 
 
 def bytes_bars_points(runs: pd.DataFrame, *, reference: str = REFERENCE) -> pd.DataFrame:
     """Give the numbers that ``bytes_bars`` draws, as ``memory_bars_points`` but without ``quantity``."""
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     sent = runs.assign(bytes=runs["bytes_up"] + runs["bytes_down"])
     sent = sent[(sent["method"] != "zero_shot") & sent["bytes"].notna()]
     if sent.empty:
         raise NothingToDraw("no run of a trained method states the bytes it sent")
-    return _with_ratio(_means(sent, _compared(sent), "bytes"), reference, "mean")
+    return _with_ratio(drawn_interval(sent, _bar_of(sent), "bytes"), reference, "mean")
+
+
+def _bar_of(runs: pd.DataFrame) -> list[str]:
+    """What makes a bar; those that agree in all but the method are compared."""
+    return [*_compared(runs), *_METHOD]
 
 
 def _compared(runs: pd.DataFrame) -> list[str]:
-    """What makes a bar; those that agree in all but the method are compared."""
-    return [*CELL, *(["acceleration"] if "acceleration" in runs else []), "method", "method_label"]
-
-
-def _means(runs: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
-    means = mean_interval(runs, by, column).drop(columns="std")
-    return means.assign(half_width=means["half_width"].where(means["n"] >= FEWEST_FOR_INTERVAL))
+    return [*CELL, *(["acceleration"] if "acceleration" in runs else [])]
 
 
 def _with_ratio(points: pd.DataFrame, reference: str, value: str) -> pd.DataFrame:
-    compared = _compared(points)[:-2]
+    compared = _compared(points)
     points = points.sort_values([*CELL, "method_label"], kind="stable", ignore_index=True)
-    named = points["method"] == reference
+    named = (points[_METHOD].astype(str) == reference).any(axis=1)
     first = named & ~points[named].duplicated(compared).reindex(points.index, fill_value=False)
     # what took or sent nothing, such as zero-shot, has no factor
-    return points.assign(times_less=ratio_to(points, compared, first, value).where(~first))
+    times_less = ratio_to(points, compared, first, value).where(~first)
+    return points.drop(columns="twin_label").assign(times_less=times_less)
 
 
 def _bytes_figure(
@@ -198,14 +198,12 @@ def _bytes_figure(
 
 
 def _panels(points: pd.DataFrame, ax: Axes | None, look: Look) -> Panels:
-    cells = points[CELL].drop_duplicates()
-    if ax is not None and len(cells) > 1:
-        raise BadInput(f"ax: holds bars of one split and number of shots, not of {len(cells)}; leave it out")
     order = order_of(points)
     names = [verbatim(name, LONGEST_IN_A_COLUMN if look.width == "column" else 30) for name in order]
     lines = sum(name.count("\n") + 1 for name in names)
     points = points.assign(y=[order.index(str(label)) for label in points["method_label"]])
-    panels = make_panels(points, ax, look, 0.45 + max(0.24 * len(order), 0.16 * lines), in_column=1)
+    height, least = 0.45 + max(0.24 * len(order), 0.16 * lines), 0.4 + 0.16 * lines
+    panels = make_panels(points, ax, look, height, in_column=1, least_height=least)
     for axes in panels.axes:
         axes.set_yticks(range(len(order)), names)
         axes.set_ylim(len(order) - 0.45, -0.55)
@@ -229,7 +227,9 @@ def _bar(
         axes.errorbar(mean, y, xerr=half, fmt="none", ecolor="#222222", elinewidth=0.8, capsize=2)
     ratio = "" if np.isnan(row["times_less"]) else f"  {digits(row['times_less'])}×"
     place = max(end, mean + half), y
-    axes.annotate(text(row) + ratio, place, (3, 0), textcoords="offset points", va="center")
+    # clipped, one that is not in the frame yet would have no width
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    axes.annotate(text(row) + ratio, place, (3, 0), **beside)
 
 
 def _time_text(row: Mapping[Any, Any]) -> str:
@@ -245,7 +245,15 @@ def _setup_key(points: pd.DataFrame) -> dict[str, Patch]:
 
 def _finish(panels: Panels, name: str, key: Mapping[str, Patch]) -> None:
     """Leave room at the right of each bar for its value; bars start at zero."""
-    room = _inches_of_bars(panels)
+    _fit(panels, _inches_of_bars(panels))
+    panels.finish(name, "", key)
+    if not panels.own:  # only what else is in the figure says what its layout leaves to the axes
+        panels.figure.draw_without_rendering()
+        _fit(panels, panels.axes[0].get_window_extent().width / panels.figure.dpi)
+
+
+def _fit(panels: Panels, room: float) -> None:
+    """Make the bars of each panel and their values fill so many inches."""
     notes = [note for axes in panels.axes for note in axes.texts if isinstance(note, Annotation)]
     takes = [min((_inches(note) + 0.1) / room, _MOST_FOR_VALUES) for note in notes]
     limit = max(note.xy[0] / (1 - take) for note, take in zip(notes, takes, strict=True)) or 1.0
@@ -253,7 +261,6 @@ def _finish(panels: Panels, name: str, key: Mapping[str, Patch]) -> None:
     panels.axes[0].set_xlim(0, limit)  # all share it
     # A label at the very end would touch the next panel's first.
     panels.axes[0].set_xticks([tick for tick in ticks if tick < 0.88 * limit])
-    panels.finish(name, "", key)
 
 
 def _inches_of_bars(panels: Panels) -> float:

@@ -9,13 +9,17 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from bench.report.names import METHODS, shots_label
+from bench.report.statistics import mean_interval
 from bench.report.styles import STYLES, Look, Style
 from bench.report.text import keep_brackets_whole
+from flora.errors import BadInput
 
 
 class NothingToDraw(ValueError):
@@ -26,10 +30,16 @@ class NothingToDraw(ValueError):
 FEWEST_FOR_INTERVAL = 3
 # What fits into a figure of a column's width: methods, and letters of their names beside bars.
 MOST_IN_A_COLUMN, LONGEST_IN_A_COLUMN = 6, 20
-# Inches that every figure sets aside for a key; a longer one makes the figure taller.
-_KEY_ROOM = 0.3
+# Inches: the highest figure that a page has room for with its caption, and what is around all panels. Every
+# figure sets aside some of that for a key; a longer one makes the figure taller.
+HIGHEST, _AROUND, _KEY_ROOM = 8.5, 0.6, 0.3
 # Inches of a letter at the size of text and of titles, on average; and of what stands beside all panels.
 LETTER, _TITLE_LETTER, _BESIDE = 0.063, 0.067, 0.5
+
+_LINE_SPACING = 1.15
+
+# The values of the columns that panels are told apart by, and the rows with these.
+_Part = tuple[Any, pd.DataFrame]
 
 
 def verbatim(text: object, width: int = 30) -> str:
@@ -66,6 +76,7 @@ class Panels:
             axes.set(xlabel=x_label, ylabel=y_label)
             if key:
                 axes.legend(handles, names)
+            set_lines(axes)
             return
         self.figure.supxlabel(x_label)
         height = 0.0
@@ -73,9 +84,18 @@ class Panels:
             columns = _key_columns(names, self.figure.get_figwidth())
             self.figure.legend(handles, names, loc="outside upper center", ncols=columns)
             height = _key_height(names, columns)
-            self.figure.set_figheight(self.figure.get_figheight() + max(0.0, height - _KEY_ROOM))
+            before = self.figure.get_figheight()
+            self.figure.set_figheight(max(before, min(before + height - _KEY_ROOM, HIGHEST)))
         if y_label:  # beside the panels alone, not the key
             self.figure.supylabel(y_label, y=0.5 * (1 - height / self.figure.get_figheight()))
+        set_lines(self.figure)
+
+
+def set_lines(artist: Artist) -> None:
+    """Have lines of a text stand as close in every font: some ask for twice their height."""
+    for text in artist.findobj(Text):
+        if isinstance(text, Text) and "\n" in text.get_text():
+            text.set_linespacing(_LINE_SPACING)
 
 
 def _key_columns(names: Sequence[str], width: float) -> int:
@@ -99,6 +119,7 @@ def make_panels(
     row_height: float | None = None,
     by_shots: bool = True,
     in_column: int = 2,
+    least_height: float = 1.2,
 ) -> Panels:
     """Divide the rows among panels by split; other shots start a row of their own.
 
@@ -106,42 +127,84 @@ def make_panels(
 
     Args:
         frame: rows with ``split_label``, ``shots`` and ``method_label``.
-        ax: take this one for all of them instead.
+        ax: take this one instead; then there must be one split, and one number of shots ``by_shots``.
         look: says how wide the figure is.
         row_height: inches of a row of panels, with its titles; about as high as wide where not given.
         by_shots: whether shots have panels of their own.
         in_column: how many panels stand abreast at most in a figure of a column's width; else three.
+        least_height: inches that a row of panels needs where there are too many for a page; what then does
+            not fit a column takes the width of the page.
+
+    Raises:
+        BadInput: the rows are of several tasks or models, or of several panels for one ``ax``.
     """
-    if ax is not None:
-        return Panels(cast(Figure, ax.get_figure(root=True)), [(ax, frame)], abreast=1, own=False)
+    check_one_task(frame)
     keys = ["shots", "split_label"] if by_shots else ["split_label"]
-    parts: list[tuple[Any, pd.DataFrame]] = list(frame.groupby(keys, dropna=False, observed=True))
+    parts: list[_Part] = list(frame.groupby(keys, dropna=False, observed=True))
+    if ax is not None:
+        figure = in_axes(ax)
+        if len(parts) > 1:
+            one = "one split and shots" if by_shots else "one split"
+            raise BadInput(f"ax: holds {one}, not {len(parts)}; filter to {one}, or leave it out")
+        return Panels(figure, [(ax, frame)], abreast=1, own=False)
     if by_shots:  # all data before the few
         parts.sort(key=lambda item: not pd.isna(item[0][0]))
-    n_splits = frame["split_label"].nunique()
     narrow = _fits_column(frame, len(parts)) if look.width is None else look.width == "column"
-    width = look.column if narrow else look.page
+    grid, room = _arranged(parts, by_shots, in_column if narrow else 3, narrow), HIGHEST - _AROUND
+    if narrow and grid.rows * least_height > room:
+        narrow, grid = False, _arranged(parts, by_shots, 3, False)
+    if grid.rows * least_height > room:
+        grid = min(grid, _arranged(parts, by_shots, 3, False, shots_abreast=True), key=lambda one: one.rows)
+    row_height = row_height or (1.65 if narrow and grid.abreast > 1 else 2.0)
+    row_height = min(row_height, max(room / grid.rows, least_height))
+    return _make(grid, look.column if narrow else look.page, row_height, by_shots)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Which part stands where, by row and column."""
+
+    parts: list[_Part]
+    places: list[tuple[int, int]]
+    abreast: int
+
+    @property
+    def rows(self) -> int:
+        return 1 + max(row for row, _ in self.places)
+
+
+def _arranged(
+    parts: Sequence[_Part], by_shots: bool, most: int, narrow: bool, shots_abreast: bool = False
+) -> _Grid:
+    """Place the parts, at most so many abreast."""
+    n_splits = len({key[-1] for key, _ in parts})
     abreast = {1: 1, 2: 2, 4: 2}.get(n_splits if n_splits > 1 else len(parts), 3)
     levels = [str(key[0]) if by_shots and n_splits > 1 else "" for key, _ in parts]
-    if narrow and n_splits > in_column >= len(set(levels)) > 1:
+    parts = list(parts)
+    n_levels = len(set(levels))
+    if shots_abreast and n_levels > 1:
+        abreast = n_levels
+    if n_levels > 1 and (shots_abreast or (narrow and n_splits > most >= n_levels)):
         # the shots of a split side by side rather than splits that fill no row
         parts.sort(key=lambda item: item[1]["split_label"].cat.codes.iloc[0])
         levels = [str(key[1]) for key, _ in parts]
-    abreast = min(abreast, in_column) if narrow else abreast
-    places = _places(levels, abreast)
-    rows = 1 + max(row for row, _ in places)
-    row_height = row_height or (1.65 if narrow and abreast > 1 else 2.0)
-    figure = Figure((width, row_height * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, abreast, sharex=True, sharey=True, squeeze=False)
+    abreast = min(abreast, most)
+    return _Grid(parts, _places(levels, abreast), abreast)
+
+
+def _make(grid: _Grid, width: float, row_height: float, by_shots: bool) -> Panels:
+    """Make the figure, with the title of each panel."""
+    figure = Figure((width, row_height * grid.rows + _AROUND), layout="constrained")
+    axes = figure.subplots(grid.rows, grid.abreast, sharex=True, sharey=True, squeeze=False)
+    letters = int((width - _BESIDE) / grid.abreast / _TITLE_LETTER)
     drawn = []
-    for (row, column), (key, part) in zip(places, parts, strict=True):
+    for place, (key, part) in zip(grid.places, grid.parts, strict=True):
         few = by_shots and not pd.isna(key[0])
         shots = f", {shots_label(key[0])}".replace(" shot", "\N{NO-BREAK SPACE}shot") if few else ""
-        letters = int((width - _BESIDE) / abreast / _TITLE_LETTER)
-        grid[row, column].set_title(verbatim(f"{key[-1]}{shots}", letters))
-        drawn.append((grid[row, column], part))
-    _drop_empty(grid, places)
-    return Panels(figure, drawn, abreast, own=True)
+        axes[place].set_title(verbatim(f"{key[-1]}{shots}", letters))
+        drawn.append((axes[place], part))
+    _drop_empty(axes, grid.places)
+    return Panels(figure, drawn, grid.abreast, own=True)
 
 
 def _fits_column(frame: pd.DataFrame, n_parts: int) -> bool:
@@ -182,9 +245,41 @@ def order_of(frame: pd.DataFrame) -> list[str]:
     return [label for label, _ in by_method(frame)]
 
 
-def drawn_half_width(table: pd.DataFrame) -> np.ndarray:
-    """Half widths of the intervals worth drawing: that of two values mostly spans the whole figure."""
-    return table["half_width"].where(table["n"] >= FEWEST_FOR_INTERVAL, 0.0).to_numpy(dtype=float)
+def drawn_interval(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Give means as ``mean_interval`` does, and half widths where they are worth drawing.
+
+    That of two values mostly spans the whole figure.
+    """
+    table = mean_interval(frame, by, value).drop(columns="std")
+    return table.assign(half_width=table["half_width"].where(table["n"] >= FEWEST_FOR_INTERVAL))
+
+
+def in_axes(ax: Any) -> Figure:
+    """Give the figure of axes to draw into.
+
+    Raises:
+        BadInput: it is something else, such as the array that ``plt.subplots`` gives.
+    """
+    if not isinstance(ax, Axes):
+        raise BadInput(
+            f"ax: {type(ax).__name__} must be one matplotlib Axes; of several give one, such as axes.flat[0]"
+        )
+    return cast(Figure, ax.get_figure(root=True))
+
+
+def check_one_task(points: pd.DataFrame) -> None:
+    """Refuse to draw several tasks or models on top of one another.
+
+    Raises:
+        BadInput: there are.
+    """
+    for column in ("task", "model"):
+        names = list(points[column].unique()) if column in points else []
+        if len(names) > 1:
+            raise BadInput(
+                f"frame: has {len(names)} {column}s; a figure shows one task and model: filter, "
+                f"such as frame[frame[{column!r}] == {names[0]!r}]"
+            )
 
 
 def zero_shot_line(axes: Axes, part: pd.DataFrame) -> None:

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bench.report.figures.canvas import NothingToDraw, by_method, make_panels, order_of, verbatim
+from bench.report.figures.frames import check_frame
 from bench.report.styles import SANS, Look, Style, styles_of
 
 # More than these of a method are summed up in a box.
@@ -48,7 +49,8 @@ def client_accuracies_points(clients: pd.DataFrame) -> pd.DataFrame:
     Raises:
         NothingToDraw: no client was evaluated apart.
     """
-    known = clients.dropna(subset=["accuracy"]) if len(clients) else clients
+    check_frame(clients, "clients")
+    known = clients.dropna(subset=["accuracy"])
     if known.empty:
         raise NothingToDraw("no run evaluated its clients apart")
     cells = known.groupby(_CELL, dropna=False, observed=True, sort=True)
@@ -80,22 +82,26 @@ def client_accuracies(
 
     Args:
         clients: one row a run and client, as in ``bench.report.data.ReportData``.
-        ax: draw all rows into this one instead.
+        ax: draw into this one; then there must be one split and shots.
         styles: of each method label; made from ``clients`` when absent.
         look: type and width.
 
     Raises:
         NothingToDraw: no client was evaluated apart.
+        BadInput: the clients are of several tasks or models, or of several splits or shots for one ``ax``.
     """
     points = client_accuracies_points(clients)
     styles, order = styles or styles_of(clients), order_of(points)
     with look.drawing():
-        panels = make_panels(points, ax, look, 0.26 * len(order) + 0.45, in_column=1)
+        names = [verbatim(name) for name in order]
+        least = 0.4 + 0.16 * sum(name.count("\n") + 1 for name in names)
+        height = max(0.26 * len(order) + 0.45, least)
+        panels = make_panels(points, ax, look, height, in_column=1, least_height=least)
         for axes, part in panels.parts:
             for (label, mark), group in part.groupby(["method_label", "mark"], observed=True, sort=False):
                 _mark(axes, order.index(str(label)), str(mark), group, styles[str(label)])
             _boxes(axes, part[part["mark"].isin(list(BOX))], order, styles)
-            axes.set_yticks(range(len(order)), [verbatim(name) for name in order])
+            axes.set_yticks(range(len(order)), names)
             axes.set_ylim(len(order) - 0.45, -0.55)
             axes.tick_params(axis="y", length=0)
             axes.grid(visible=False, axis="y")
@@ -156,7 +162,7 @@ def _key(points: pd.DataFrame, n_seeds: int) -> dict[str, Any]:
     if (points["mark"] == "client").any():
         key["client"] = Line2D([], [], linestyle="", marker="o", color=_GREY, markersize=3.2, alpha=0.6)
     else:
-        key["half of the clients (line: 90%)"] = Patch(facecolor=to_rgba(_GREY, 0.3), edgecolor=_GREY)
+        key["half of the clients (line: 90 %)"] = Patch(facecolor=to_rgba(_GREY, 0.3), edgecolor=_GREY)
     for mark, look in _BLACK.items():
         name = "worst, mean of seeds" if mark == "worst" and n_seeds > 1 else mark
         key[name] = Line2D([], [], linestyle="", color="black", **look)

@@ -23,17 +23,16 @@ from matplotlib.ticker import (
 )
 
 from bench.report.figures.canvas import (
-    FEWEST_FOR_INTERVAL,
     NothingToDraw,
     Panels,
+    drawn_interval,
     key_of,
     make_panels,
     zero_shot_line,
 )
-from bench.report.names import label_runs
-from bench.report.statistics import mean_interval
+from bench.report.figures.frames import labelled_rounds, labelled_runs, zero_shot_of
 from bench.report.styles import SANS, Look, Style, styles_of
-from bench.report.tables import CELL, zero_shot_reference
+from bench.report.tables import CELL
 
 _CURVE = [*CELL, "method_label"]
 
@@ -64,13 +63,16 @@ def accuracy_over_rounds(
     """Draw test accuracy by round, a panel for each split and shots; zero-shot is a dashed line.
 
     Args:
-        rounds: one row a run and round, of one task and model, best labelled by ``names.label_rounds``.
-        ax: draw all rows into this one instead.
+        rounds: one row a run and round, of one task and model, as in ``bench.report.data.ReportData``; as
+            ``bench.load_rounds`` gives them where runs of a method differ in their seed alone.
+        ax: draw into this one; then there must be one split and shots.
         styles: of each method label; made from ``rounds`` when absent.
         look: type and width.
 
     Raises:
         NothingToDraw: no trained method has a round.
+        BadInput: the rounds are of several tasks or models, of several splits or shots for one ``ax``, or of
+            runs that differ in more than rounds tell.
     """
     return _draw_over(_ROUNDS, rounds, ax, styles, look)
 
@@ -81,7 +83,7 @@ def accuracy_over_rounds_points(rounds: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a task, model, split, shots, method and round: ``x`` (the round), ``n`` seeds, ``mean`` and
         ``half_width`` of the 95 % t-interval (0 to 1; missing where it is not drawn), and ``zero_shot``, the
-        accuracy of the model before any training.
+        accuracy of the model before any training (missing where methods were scored on different test sets).
     """
     return _points_over(_ROUNDS, rounds)
 
@@ -139,14 +141,15 @@ def few_shot_curves(
 
     Args:
         runs: one row a run, of one task and model.
-        ax: draw all rows into this one instead.
+        ax: draw into this one; then there must be one split.
         styles: of each method label; made from ``runs`` when absent.
         look: type and width.
 
     Raises:
         NothingToDraw: fewer than two numbers of shots (all data is none) with a trained method.
+        BadInput: the runs are of several tasks or models, or of several splits for one ``ax``.
     """
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     points, styles = few_shot_curves_points(runs), styles or styles_of(runs)
     with look.drawing():
         panels = make_panels(points, ax, look, by_shots=False)
@@ -168,20 +171,20 @@ def few_shot_curves_points(runs: pd.DataFrame) -> pd.DataFrame:
         One row a task, model, split, method and shots (missing: all data): ``x``, where on the logarithmic
         axis it stands (all data at twice the most shots), and the rest as of ``accuracy_over_rounds_points``.
     """
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     trained = runs[(runs["method"] != "zero_shot") & runs["accuracy"].notna()]
     counts = trained["shots"].dropna().unique()
     if len(counts) < 2:
         raise NothingToDraw("a curve over shots needs runs with at least two numbers of shots")
-    points = _means(trained, _CURVE)
+    points = drawn_interval(trained, _CURVE, "accuracy")
     points.insert(len(_CURVE), "x", points["shots"].fillna(2 * max(counts)).astype(float))
-    points = points.merge(zero_shot_reference(runs), on=CELL, how="left")
+    points = points.merge(zero_shot_of(runs).drop(columns="scored_apart"), on=CELL, how="left")
     order = ["task", "model", "split_label", "method_label", "x"]
     return points.sort_values(order, kind="stable", ignore_index=True)
 
 
 def _points_over(over: _Over, rounds: pd.DataFrame) -> pd.DataFrame:
-    rounds = label_runs(rounds)
+    rounds = labelled_rounds(rounds)
     trained = rounds[(rounds["method"] != "zero_shot") & rounds["accuracy"].notna()]
     if over.logarithmic:
         trained = trained[trained[over.column] > 0]
@@ -191,21 +194,15 @@ def _points_over(over: _Over, rounds: pd.DataFrame) -> pd.DataFrame:
     places = trained.assign(x=trained[over.column].astype(float)).groupby(by, dropna=False, observed=True)[
         "x"
     ]
-    points = places.mean().reset_index().merge(_means(trained, by), on=by)
-    reference = zero_shot_reference(rounds.drop_duplicates("config_hash"))
-    return points.merge(reference, on=CELL, how="left")
-
-
-def _means(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean accuracies, with half widths where they are drawn: that of two values spans the whole figure."""
-    means = mean_interval(frame, by, "accuracy").drop(columns="std")
-    return means.assign(half_width=means["half_width"].where(means["n"] >= FEWEST_FOR_INTERVAL))
+    points = places.mean().reset_index().merge(drawn_interval(trained, by, "accuracy"), on=by)
+    reference = zero_shot_of(rounds.drop_duplicates("config_hash"))
+    return points.merge(reference.drop(columns="scored_apart"), on=CELL, how="left")
 
 
 def _draw_over(
     over: _Over, rounds: pd.DataFrame, ax: Axes | None, styles: Mapping[str, Style] | None, look: Look
 ) -> Figure:
-    rounds = label_runs(rounds)
+    rounds = labelled_rounds(rounds)
     points, styles = _points_over(over, rounds), styles or styles_of(rounds)
     with look.drawing():
         panels = make_panels(points, ax, look)
@@ -214,7 +211,7 @@ def _draw_over(
                 _line(axes, curve, styles[label], marks=3 if over.logarithmic else 6)
             zero_shot_line(axes, part)
         if over.logarithmic is None:
-            panels.axes[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            panels.axes[0].xaxis.set_major_locator(_Rounds(points["x"].max()))
         else:
             _logarithmic_axis(panels, points["x"], over.logarithmic())
         panels.finish(over.name, "Accuracy (%)", key_of(points, styles))
@@ -240,6 +237,20 @@ def _line(axes: Axes, curve: pd.DataFrame, style: Style, marks: int) -> None:
         axes.fill_between(places, mean - half, mean + half, color=style.colour, alpha=0.14, linewidth=0)
     elif len(places) and not np.isnan(half).any():
         axes.errorbar(places, mean, half, fmt="none", ecolor=style.colour, elinewidth=0.8, capsize=2)
+
+
+class _Rounds(MaxNLocator):
+    """Whole rounds, and always the last of which there is an accuracy."""
+
+    def __init__(self, last: float) -> None:
+        super().__init__(nbins=5, integer=True)
+        self.last = last
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """Give round numbers, without those that the last would touch."""
+        ticks = np.asarray(super().tick_values(vmin, vmax))
+        near = 0.6 * np.diff(ticks[:2]).max(initial=0.0)
+        return [*ticks[ticks <= self.last - near].tolist(), self.last]
 
 
 def _logarithmic_axis(panels: Panels, places: pd.Series, formatter: Formatter) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-from bench.report.figures.canvas import NothingToDraw, Panels, make_panels, verbatim
+from bench.report.figures.canvas import Panels, make_panels, verbatim
+from bench.report.figures.frames import check_frame
 from bench.report.styles import SANS, Look, Style
 from flora.errors import BadInput
 
@@ -77,12 +79,11 @@ def split_picture(
         BadInput: the divisions are of several tasks, or of several splits or shots for one ``ax``.
     """
     points = split_picture_points(divisions)
-    if ax is not None and len(points[_PANEL].drop_duplicates()) > 1:
-        raise BadInput("ax: there are several splits or shots; each needs an axes of its own, or give none")
     counted = points[points["mark"] == "class"]
     names = _class_names(divisions)
     with look.drawing():
-        panels = make_panels(points.assign(method_label=""), ax, look, _row_height(len(names)))
+        height = _row_height(len(names))
+        panels = make_panels(points.assign(method_label=""), ax, look, height, least_height=0.85 * height)
         if counted.empty:
             for axes, part in panels.parts:
                 axes.bar(part["place"], part["samples"], 0.8, color=_BAR)
@@ -92,7 +93,7 @@ def split_picture(
             panels.finish(_clients_label(points), "Samples", {})
             return panels.figure
         shaded = _ordered(points) or len(names) > MOST_NAMED
-        key = {} if shaded else _bubbles(panels, counted)
+        key = {} if shaded else _key_of_sizes(counted["samples"])
         if shaded:
             _shade(panels, counted, len(names))
         _bars(panels, points[points["mark"] == "client"])
@@ -103,13 +104,14 @@ def split_picture(
             label,
             {**key, "samples of all classes" if shaded else "all classes": Patch(facecolor=_BAR)},
         )
+        if not shaded:
+            _bubbles(panels, counted)
     return panels.figure
 
 
 def _first_seeds(divisions: pd.DataFrame) -> pd.DataFrame:
     """Keep one division a split and shots; other numbers of clients make it another split."""
-    if divisions.empty:
-        raise NothingToDraw("no run says how the data was divided")
+    check_frame(divisions, "divisions")
     tasks = list(divisions["task"].unique())
     if len(tasks) > 1:
         raise BadInput(
@@ -188,31 +190,40 @@ def _row_height(n_classes: int) -> float:
     return inside + _INCHES_OF_BARS
 
 
-def _bubbles(panels: Panels, counted: pd.DataFrame) -> dict[str, Line2D]:
-    """Draw the classes of clients as bubbles that fill their place at most, and give a key of sizes."""
-    box = panels.axes[0].get_window_extent().width / panels.figure.dpi
-    room = 72 * 0.95 * min(box / (counted["place"].max() + 1), _INCHES_A_CLASS)  # points
+def _bubbles(panels: Panels, counted: pd.DataFrame) -> None:
+    """Draw the classes of clients as bubbles that fill their place at most, once all else is laid out."""
+    panels.figure.draw_without_rendering()
+    ends = panels.axes[0].transData.transform([(0, 0), (1, 1)])
+    room = 0.95 * 72 / panels.figure.dpi * np.abs(ends[1] - ends[0]).min()  # points
     most = counted["samples"].max()
     for axes, part in panels.parts:
         held = part[part["mark"] == "class"]
         area = room**2 * held["samples"] / most
         axes.scatter(held["place"], held["class_index"].astype(int), area, color=_BUBBLE, linewidth=0)
-    key = {}
-    for samples in _round_numbers(most):
-        size = room * math.sqrt(samples / most)
-        mark = {"marker": "o", "markersize": size, "color": _BUBBLE, "markeredgewidth": 0}
-        key[f"{samples:,}"] = Line2D([], [], linestyle="", **mark)
-    *others, last = key
-    return {**{name: key[name] for name in others}, f"{last} samples": key[last]}
+    legend = panels.figure.legends[0] if panels.own else panels.axes[0].get_legend()
+    assert legend is not None
+    for samples, mark in zip(_sizes_shown(counted["samples"]), legend.legend_handles, strict=False):
+        cast(Line2D, mark).set_markersize(room * math.sqrt(samples / most))
 
 
-def _round_numbers(most: float) -> list[int]:
-    """Give up to three round numbers of samples, the largest near ``most``."""
-    found = set()
-    for value in (most, most / 4, most / 16):
-        power = 10 ** math.floor(math.log10(max(value, 1)))
-        found.add(int(power * max(step for step in (1, 2, 5) if step * power <= max(value, 1))))
-    return sorted(found)
+def _key_of_sizes(samples: pd.Series) -> dict[str, Line2D]:
+    """Give a mark for each size of the key; how large they are is said by the layout."""
+    mark: dict[str, Any] = {"linestyle": "", "marker": "o", "color": _BUBBLE, "markeredgewidth": 0}
+    *others, last = (f"{size:,}" for size in _sizes_shown(samples))
+    return {name: Line2D([], [], **mark) for name in (*others, f"{last} samples")}
+
+
+def _sizes_shown(samples: pd.Series) -> list[int]:
+    """Give up to three sizes that occur: the largest, and about a quarter and a sixteenth of it."""
+    sizes = np.sort(samples.unique())
+    wanted = [sizes[-1] / part for part in (1, 4, 16)]
+    return sorted({int(sizes[np.argmin(np.abs(np.log(sizes / size)))]) for size in wanted})
+
+
+def _round_number(most: float) -> int:
+    """Give the largest round number of samples up to ``most``."""
+    power = 10 ** math.floor(math.log10(max(most, 1)))
+    return int(power * max(step for step in (1, 2, 5) if step * power <= max(most, 1)))
 
 
 def _shade(panels: Panels, counted: pd.DataFrame, n_classes: int) -> None:
@@ -230,11 +241,13 @@ def _shade(panels: Panels, counted: pd.DataFrame, n_classes: int) -> None:
             fields = Path.make_compound_path(*boxes)
             axes.add_patch(PathPatch(fields, facecolor=colours(level), linewidth=0))
         axes.grid(visible=False)
-    key = ScalarMappable(BoundaryNorm(SHARES, colours.N), colours)
+    with_none = ListedColormap(["white", *colours(range(colours.N))])
+    key = ScalarMappable(BoundaryNorm((-1.0, *SHARES), with_none.N), with_none)
     bar = panels.figure.colorbar(
         key, ax=panels.axes, location="right", fraction=0.04, pad=0.015, aspect=30, spacing="uniform"
     )
-    bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    bar.set_ticks([-0.5, *SHARES[1:]], labels=[f"{100 * share:g} %" for share in SHARES])
+    bar.minorticks_off()
     bar.outline.set_linewidth(0.4)
     bar.set_label("Share of client")
 
@@ -245,7 +258,8 @@ def _box(left: float, top: float, right: float, bottom: float) -> Path:
 
 def _bars(panels: Panels, sizes: pd.DataFrame) -> None:
     """Draw above each panel how many samples its clients hold."""
-    for index, (axes, part) in enumerate(panels.parts):
+    former = 0.0
+    for axes, part in panels.parts:
         # those of few shots would not be seen on the scale of all data
         alike = sizes["shots"].isna() if part["shots"].isna().all() else sizes["shots"].isin(part["shots"])
         most = sizes.loc[alike, "samples"].max()
@@ -256,10 +270,12 @@ def _bars(panels: Panels, sizes: pd.DataFrame) -> None:
             own["place"], own["samples"], 0.8 if len(own) <= MOST_CLIENTS else 1.0, color=_BAR, linewidth=0
         )
         above.set_ylim(0, most)
-        above.set_yticks([_round_numbers(most)[-1]])
+        above.set_yticks([_round_number(most)])
         above.yaxis.set_major_formatter("{x:,.0f}")
-        first = index % panels.abreast == 0
-        above.tick_params(axis="y", labelleft=first)
+        place = axes.get_subplotspec()
+        own_scale = not panels.own or place is None or place.is_first_col() or most != former
+        above.tick_params(axis="y", labelleft=own_scale)
+        former = most
         above.tick_params(axis="x", bottom=False, labelbottom=False)
         above.grid(visible=False, axis="x")
         if not part["class_index"].notna().any():

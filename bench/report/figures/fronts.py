@@ -16,24 +16,26 @@ from matplotlib.ticker import EngFormatter, FixedLocator, Formatter, FuncFormatt
 from matplotlib.transforms import Bbox
 
 from bench.report.figures.canvas import (
-    FEWEST_FOR_INTERVAL,
     NothingToDraw,
     Panels,
+    drawn_interval,
     make_panels,
     order_of,
     verbatim,
     zero_shot_line,
     zero_shot_name,
 )
-from bench.report.names import label_runs, without_deployed_twins
-from bench.report.statistics import mean_interval
+from bench.report.figures.frames import labelled_runs, memory_column, memory_name, zero_shot_of
+from bench.report.names import without_deployed_twins
 from bench.report.styles import SANS, STYLES, Look, Style, styles_of
-from bench.report.tables import CELL, zero_shot_reference
+from bench.report.tables import CELL
 from bench.report.times import which_time_in_short, with_times
 from flora.errors import BadInput, nearest
 
 FRONT = "Pareto front"
 _FRONT_LOOK: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 0.9, "linestyle": "-"}
+# Inches of a panel from which on three to five numbers stand side by side below it.
+_WIDE = 1.7
 _MARK = [*CELL, "method_label"]
 
 
@@ -52,10 +54,8 @@ def _bytes(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _memory(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    trained = runs[runs["method"] != "zero_shot"]
-    on_gpu = "peak_gpu_memory_bytes" in runs and trained["peak_gpu_memory_bytes"].notna().all()
-    column = "peak_gpu_memory_bytes" if on_gpu else "peak_memory_bytes"
-    return runs.assign(cost=runs[column]), "Peak GPU memory" if on_gpu else "Peak memory of the process"
+    column = memory_column(runs)
+    return runs.assign(cost=runs[column]), memory_name(column)
 
 
 def _time(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -97,16 +97,17 @@ def pareto_front(
 
     Args:
         runs: one row a run.
-        ax: draw all rows into this one instead of a panel for each split and shots.
+        ax: draw into this one; then there must be one split and shots.
         styles: of each method label; made from ``runs`` when absent.
         look: type and width.
         cost: one of ``COSTS``; time is that of the whole run, features counted as computed.
 
     Raises:
         NothingToDraw: no trained method has both.
-        BadInput: there is no such cost.
+        BadInput: there is no such cost, or the runs are of several tasks or models, or of several splits or
+            shots for one ``ax``.
     """
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     points, styles = pareto_front_points(runs, cost=cost), styles or styles_of(runs)
     name = _COSTS[cost].measure(runs)[1]
     with look.drawing():
@@ -126,25 +127,24 @@ def pareto_front_points(runs: pd.DataFrame, *, cost: str = "bytes") -> pd.DataFr
         One row a task, model, split, shots and trained method, cheapest first: ``cost``, ``n`` seeds, ``x``
         and ``x_half_width`` (bytes, seconds or joules), ``mean`` and ``half_width`` (accuracy, 0 to 1),
         ``zero_shot``, and ``on_front``: no other is as good in both and better in one, nor is zero-shot as
-        accurate. Half widths are missing where they are not drawn. What costs nothing has no place on the
-        logarithmic axis.
+        accurate. Where methods were scored on different test sets there is neither. Half widths are missing
+        where they are not drawn. What costs nothing has no place on the logarithmic axis.
     """
     if cost not in _COSTS:
         raise BadInput(f"cost: {cost!r} is none; must be one of {', '.join(COSTS)}{nearest(cost, COSTS)}")
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     measured = _COSTS[cost].measure(runs)[0]
     measured = measured[(measured["method"] != "zero_shot") & measured["accuracy"].notna()]
     measured = measured[measured["cost"] > 0]
     if measured.empty:
         raise NothingToDraw(_COSTS[cost].missing)
-    places = mean_interval(measured, _MARK, "cost").drop(columns=["n", "std"])
+    places = drawn_interval(measured, _MARK, "cost").drop(columns="n")
     places = places.rename(columns={"mean": "x", "half_width": "x_half_width"})
-    points = mean_interval(measured, _MARK, "accuracy").drop(columns="std").merge(places, on=_MARK)
-    points = points.merge(zero_shot_reference(runs), on=CELL, how="left")
-    widths = ["x_half_width", "half_width"]
-    points[widths] = points[widths].where(points["n"] >= FEWEST_FOR_INTERVAL)
+    points = drawn_interval(measured, _MARK, "accuracy").merge(places, on=_MARK)
+    points = points.merge(zero_shot_of(runs), on=CELL, how="left")
+    comparable = points[~points.pop("scored_apart").fillna(False).astype(bool)]
     points["on_front"] = False
-    for _, part in points.groupby(CELL, dropna=False, observed=True):
+    for _, part in comparable.groupby(CELL, dropna=False, observed=True):
         points.loc[part.index, "on_front"] = _undominated(part)
     points.insert(len(_MARK), "cost", cost)
     return points.sort_values([*CELL, "x", "method_label"], na_position="first", ignore_index=True)
@@ -162,11 +162,11 @@ def _draw(
     points: pd.DataFrame, ax: Axes | None, styles: Mapping[str, Style], look: Look, cost: str
 ) -> Panels:
     panels = make_panels(points, ax, look)
+    _frame(panels, points, _COSTS[cost].formatter)
     for axes, part in panels.parts:
         for row in part.to_dict("records"):
             _mark(axes, row, styles[str(row["method_label"])])
         zero_shot_line(axes, part)
-    _frame(panels.axes, points, _COSTS[cost].formatter)
     for axes, part in panels.parts:
         for _, cell in part.groupby(CELL, dropna=False, observed=True):
             _front(axes, cell[cell["on_front"]])
@@ -175,11 +175,14 @@ def _draw(
 
 def _mark(axes: Axes, row: Mapping[Any, Any], style: Style) -> None:
     """Draw a method with the bars of its intervals: filled on the front, hollow behind it."""
+    half = np.nan_to_num(row["x_half_width"])
+    # a logarithmic axis has no place for what is below it
+    ends = [[min(half, row["x"] - axes.get_xlim()[0])], [half]] if half > 0 else None
     axes.errorbar(
         row["x"],
         100 * row["mean"],
         100 * row["half_width"] if row["half_width"] > 0 else None,
-        row["x_half_width"] if row["x_half_width"] > 0 else None,
+        ends,
         fmt=style.marker,
         color=style.colour,
         markerfacecolor=style.colour if row["on_front"] else "white",
@@ -198,16 +201,17 @@ def _front(axes: Axes, front: pd.DataFrame) -> None:
     axes.plot([*x, axes.get_xlim()[1]], [*y, y[-1]], drawstyle="steps-post", **_FRONT_LOOK, zorder=1)
 
 
-def _frame(axes: Sequence[Axes], points: pd.DataFrame, formatter: Callable[[], Formatter]) -> None:
+def _frame(panels: Panels, points: pd.DataFrame, formatter: Callable[[], Formatter]) -> None:
     """Leave room around the marks for their names; long bars may leave the frame rather than flatten it."""
     exponents = np.log10(points["x"].to_numpy(float))
     pad = max(0.2 * np.ptp(exponents), (0.9 - np.ptp(exponents)) / 2, 0.15)
     limits = 10 ** (exponents.min() - pad), 10 ** (exponents.max() + pad)
-    frame_accuracy(axes, points, room=0.18)
-    for ax in axes:
+    frame_accuracy(panels.axes, points, room=0.18)
+    ticks = _ticks(*limits, fewest=3 if panels.panel_width > _WIDE else 2)
+    for ax in panels.axes:
         ax.set_xscale("log")
         ax.set_xlim(*limits)
-        ax.xaxis.set_major_locator(FixedLocator(_ticks(*limits)))
+        ax.xaxis.set_major_locator(FixedLocator(ticks))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(formatter())
 
@@ -227,13 +231,13 @@ def frame_accuracy(axes: Sequence[Axes], points: pd.DataFrame, room: float = 0.1
         ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from ``low`` to ``high``, as many as stand side by side: three to five."""
+def _ticks(low: float, high: float, fewest: int) -> list[float]:
+    """Round numbers from ``low`` to ``high``, at least as many as asked for and hardly more."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits, step in (((1,), 3), ((1,), 2), ((1,), 1), ((1, 3), 1), ((1, 2, 5), 1)):
         ticks = [digit * 10.0**power for power in decades if power % step == 0 for digit in digits]
         shown = [tick for tick in ticks if low <= tick <= high]
-        if len(shown) >= 3:
+        if len(shown) >= fewest:
             break
     return shown
 

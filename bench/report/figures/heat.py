@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,8 +16,9 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.report.figures.canvas import LETTER, NothingToDraw, verbatim
-from bench.report.names import label_runs, shots_label
+from bench.report.figures.canvas import HIGHEST, LETTER, NothingToDraw, in_axes, set_lines, verbatim
+from bench.report.figures.frames import labelled_runs
+from bench.report.names import shots_label
 from bench.report.statistics import mean_interval
 from bench.report.styles import SANS, Look, Style
 from flora.errors import BadInput, nearest
@@ -31,6 +33,19 @@ _STEPS = 48  # a key of 50 or more is rasterised, which puts a second file besid
 # Inches: of a number, of a line of text, and of all rows, which the name of the key stands beside.
 _NUMBER, _LINE, _LOWEST = 0.33, 0.135, 1.0
 _MOST_LETTERS = 24  # of a name in one line
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """How a field's number is written: how wide and high that is in inches, its decimals and its turn."""
+
+    width: float
+    height: float
+    decimals: int = 1
+    turn: int = 0
+
+
+_LEVEL, _TURNED, _WHOLE = _Numbers(_NUMBER, _LINE), _Numbers(_LINE, _NUMBER, turn=90), _Numbers(0.2, _LINE, 0)
 
 
 def heat_map_points(runs: pd.DataFrame, *, rows: str = "method", columns: str = "split") -> pd.DataFrame:
@@ -49,7 +64,7 @@ def heat_map_points(runs: pd.DataFrame, *, rows: str = "method", columns: str = 
             raise BadInput(f"{name}: {side!r} must be one of {', '.join(SIDES)}{nearest(side, SIDES)}")
     if rows == columns:
         raise BadInput(f"columns: {columns!r} is what the rows are; they must differ")
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     labels = runs["task_label"] if "task_label" in runs else runs["task"]
     known = runs.assign(task_label=labels).dropna(subset=["accuracy"])
     if known.empty:
@@ -99,12 +114,13 @@ def heat_map(
     with look.drawing():
         colours = mpl.colormaps[_COLOURS].resampled(_STEPS)
         if ax is None:
-            figure, grid, width = _figure(len(parts), downs, acrosses, look)
+            figure, grid, width, numbers = _figure(len(parts), downs, acrosses, look)
         else:
-            figure, grid = cast(Figure, ax.get_figure(root=True)), [ax]
+            figure, grid = in_axes(ax), [ax]
             width = ax.get_window_extent().width / figure.dpi / len(acrosses)
+            numbers = _LEVEL if width >= _NUMBER else _TURNED
         for axes, (name, part) in zip(grid, parts, strict=True):
-            _fields(axes, part, downs, acrosses, norm, colours, turned=width < _NUMBER)
+            _fields(axes, part, downs, acrosses, norm, colours, numbers)
             if len(parts) > 1:
                 axes.set_title(_wrapped(str(name), 60))
             axes.set_yticks(range(len(downs)), [_wrapped(name, _MOST_LETTERS) for name in downs])
@@ -114,6 +130,7 @@ def heat_map(
         bar.outline.set_linewidth(0.4)
         bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
         bar.set_label("Accuracy (%)")
+        set_lines(figure if ax is None else ax)
     return figure
 
 
@@ -157,23 +174,28 @@ def _longest(names: Sequence[str], letters: int) -> int:
 
 def _figure(
     n_panels: int, downs: Sequence[str], acrosses: Sequence[str], look: Look
-) -> tuple[Figure, list[Axes], float]:
-    """Make a figure whose fields hold a number, and give its axes and the inches of a field's width."""
+) -> tuple[Figure, list[Axes], float, _Numbers]:
+    """Make a figure whose fields hold a number; gives its axes, a field's width in inches, and the numbers.
+
+    Numbers stand on end in narrow fields; where that takes more than a page they lose their decimals.
+    """
     beside = LETTER * _longest(downs, _MOST_LETTERS) + 0.7  # and the key of colours
     fits = beside + _NUMBER * len(acrosses) <= look.column
     outer = look.column if (fits if look.width is None else look.width == "column") else look.page
     width = (outer - beside) / len(acrosses)
     if width < _LINE:
         raise NothingToDraw(f"{len(acrosses)} columns of a heat map do not fit {outer:g} inches")
-    least = _NUMBER if width < _NUMBER else _LINE
-    row = max(least, _LINE * _lines(downs, _MOST_LETTERS)) + 0.06
     level, letters = _turn(acrosses, width)
     below = _LINE * _lines(acrosses, letters) if level else LETTER * _longest(acrosses, letters)
-    all_rows = max(n_panels * len(downs) * row, _LOWEST)
-    height = all_rows + n_panels * (0.3 if n_panels > 1 else 0.05) + below + 0.2
+    names = _LINE * _lines(downs, _MOST_LETTERS)
+    for numbers in (numbers for numbers in (_LEVEL, _TURNED, _WHOLE) if numbers.width <= width):
+        all_rows = max(n_panels * len(downs) * (max(numbers.height, names) + 0.06), _LOWEST)
+        height = all_rows + n_panels * (0.3 if n_panels > 1 else 0.05) + below + 0.2
+        if height <= HIGHEST:
+            break
     figure = Figure((outer, height), layout="constrained")
     grid = figure.subplots(n_panels, 1, squeeze=False)
-    return figure, [axes for (axes,) in grid], width
+    return figure, [axes for (axes,) in grid], width, numbers
 
 
 def _turn(names: Sequence[str], width: float) -> tuple[bool, int]:
@@ -198,7 +220,7 @@ def _fields(
     acrosses: Sequence[str],
     norm: Normalize,
     colours: Colormap,
-    turned: bool,
+    numbers: _Numbers,
 ) -> None:
     """Colour each field, write its number in black or white, and hatch those without."""
     means = np.full((len(downs), len(acrosses)), np.nan)
@@ -207,10 +229,10 @@ def _fields(
     axes.patch.set(hatch="//////", edgecolor="#c4c4c4")
     across, down = (np.arange(count + 1) - 0.5 for count in (len(acrosses), len(downs)))
     axes.pcolormesh(across, down, means, cmap=colours, norm=norm, edgecolor="white", linewidth=0.8)
-    number: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "rotation": 90 if turned else 0}
+    number: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "rotation": numbers.turn}
     for (y, x), mean in np.ndenumerate(means):
         if not np.isnan(mean):
-            axes.text(x, y, f"{mean:.1f}", color=_ink(colours(norm(mean))), **number)
+            axes.text(x, y, f"{mean:.{numbers.decimals}f}", color=_ink(colours(norm(mean))), **number)
     axes.set_ylim(len(downs) - 0.5, -0.5)
     axes.grid(visible=False)
     axes.tick_params(length=0)

@@ -21,11 +21,13 @@ from bench.report.figures.canvas import (
     order_of,
     verbatim,
 )
+from bench.report.figures.frames import check_frame
 from bench.report.networks import BY, mean_times
 from bench.report.styles import SANS, Look, Style, styles_of
 
 NEVER, AT_ONCE = "never", "at once"
 _SOME = "not by every seed"
+_PROFILES = {"lan": "LAN", "wifi": "Wi-Fi", "4g": "4G", "3g": "3G"}
 # Of a logarithmic axis that spans 1, what a strip for marks without a time takes.
 _STRIP = 0.13
 
@@ -41,7 +43,8 @@ def time_to_accuracy_points(times: pd.DataFrame) -> pd.DataFrame:
     Raises:
         NothingToDraw: there are no times until a target, or no run has reached it after its start.
     """
-    if times.empty or "target" not in times:
+    check_frame(times, "times")
+    if "target" not in times:
         raise NothingToDraw("no run was replayed on a network with a target accuracy")
     table = mean_times(times).rename(
         columns={"to_target_seconds": "mean", "to_target_seconds_half_width": "half_width"}
@@ -67,12 +70,13 @@ def time_to_accuracy(
 
     Args:
         times: as ``bench.report.networks.network_times`` gives them with a target.
-        ax: draw all rows into this one instead.
+        ax: draw into this one; then there must be one split and shots.
         styles: of each method label; made from ``times`` when absent.
         look: type and width.
 
     Raises:
         NothingToDraw: there are no times until a target, or no run has reached it after its start.
+        BadInput: the times are of several tasks or models, or of several splits or shots for one ``ax``.
     """
     points = time_to_accuracy_points(times)
     styles = styles or styles_of(times)
@@ -86,7 +90,11 @@ def time_to_accuracy(
                 _mark(axes, place, row, styles[str(row["method_label"])], levels)
             _profile_axis(axes, profiles, panels.panel_width)
         targets = points["target"].unique()
-        target = f"{100 * targets[0]:g}% accuracy" if len(targets) == 1 else "the target accuracy"
+        target = (
+            f"{100 * targets[0]:g}\N{NO-BREAK SPACE}% accuracy"
+            if len(targets) == 1
+            else "the target accuracy"
+        )
         panels.finish("Network", f"Seconds to {target}", _key(points, styles, order))
     return panels.figure
 
@@ -99,9 +107,11 @@ def _beside(index: int, count: int) -> float:
 def _mark(axes: Axes, place: float, row: Mapping, style: Style, levels: Mapping[str, float]) -> None:
     y = levels[NEVER] if not row["reached"] else row["mean"] or levels[AT_ONCE]
     face = style.colour if row["reached"] in (0, row["runs"]) else "white"
-    half = row["half_width"] if row["half_width"] > 0 else None
+    half = np.nan_to_num(row["half_width"])
+    # a logarithmic axis has no place for what is below it
+    ends = [[min(half, y - axes.get_ylim()[0])], [half]] if half > 0 else None
     axes.errorbar(
-        place, y, half, fmt=style.marker, color=style.colour, markerfacecolor=face, elinewidth=0.8, capsize=2
+        place, y, ends, fmt=style.marker, color=style.colour, markerfacecolor=face, elinewidth=0.8, capsize=2
     )
 
 
@@ -146,7 +156,7 @@ def _profile_axis(axes: Axes, profiles: Sequence[str], width: float) -> None:
     """Name the profiles below their marks, on ``width`` inches, with a line between two."""
     letters = max(4, int(width / len(profiles) / LETTER) - 1)
     axes.set_xlim(-0.5, len(profiles) - 0.5)
-    axes.set_xticks(range(len(profiles)), [verbatim(name, letters) for name in profiles])
+    axes.set_xticks(range(len(profiles)), [verbatim(_PROFILES.get(name, name), letters) for name in profiles])
     axes.set_xticks([place + 0.5 for place in range(len(profiles) - 1)], minor=True)
     axes.tick_params(axis="x", which="both", length=0)
     axes.grid(visible=False, axis="x", which="major")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.report.figures.canvas import LETTER, NothingToDraw, verbatim
-from bench.report.names import label_runs, shots_label, without_deployed_twins
+from bench.report.figures.canvas import LETTER, NothingToDraw, in_axes, verbatim
+from bench.report.figures.frames import labelled_runs
+from bench.report.names import shots_label, without_deployed_twins
 from bench.report.ranking import (
     FEWEST_DATA_SETS,
     FEWEST_METHODS,
@@ -23,6 +24,7 @@ from bench.report.ranking import (
     score_matrix,
 )
 from bench.report.styles import SANS, Look, Style, styles_of
+from bench.report.tables import on_same_test_sets
 from flora.errors import BadInput
 
 ALPHA = 0.05
@@ -60,7 +62,7 @@ def critical_difference_diagram(
         NothingToDraw: nowhere did ``FEWEST_METHODS`` methods all run on ``FEWEST_DATA_SETS`` data sets.
         BadInput: there is more to draw than ``ax`` takes.
     """
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     points, styles = critical_difference_diagram_points(runs), styles or styles_of(runs)
     cells = [cell for _, cell in points.groupby(RANK_CELL, dropna=False, observed=True)]
     cells.sort(key=lambda cell: bool(cell["shots"].notna().any()))  # all data before the few
@@ -68,11 +70,12 @@ def critical_difference_diagram(
         raise BadInput("ax: there are several models, splits or shots; each needs an axes of its own")
     with look.drawing():
         if ax is not None:
-            figure = cast(Figure, ax.get_figure(root=True))
-            _draw(ax, _Plan(cells[0], ax.get_window_extent().width / figure.dpi), styles)
+            figure = in_axes(ax)
+            (plan,) = _plans(cells, ax.get_window_extent().width / figure.dpi)
+            _draw(ax, plan, styles)
             return figure
         width = look.column if _fits_column(points, look) else look.page
-        plans = [_Plan(cell, width) for cell in cells]
+        plans = _plans(cells, width)
         heights = [plan.height + _TITLE for plan in plans]
         figure = Figure((width, sum(heights)))
         top = 1.0
@@ -91,7 +94,7 @@ def critical_difference_diagram_points(runs: pd.DataFrame) -> pd.DataFrame:
         One row a model, split, shots and method, best first: ``n`` data sets, ``mean_rank``,
         ``critical_difference``, ``friedman_p``, and ``groups``: the numbers of the bars that it is joined by.
     """
-    runs = without_deployed_twins(label_runs(runs))
+    runs, _ = on_same_test_sets(without_deployed_twins(labelled_runs(runs)))
     scores = {key: score_matrix(cell) for key, cell in runs.groupby(RANK_CELL, dropna=False, observed=True)}
     enough = {
         key: matrix
@@ -148,26 +151,23 @@ class _Plan:
         cell: its rows of the points, best first.
         right: how many rows, the best, stand at the right; the others are at the left.
         names: of each row, broken into lines.
-        margins: from the ends of the axis to the edges of the figure, at the left and right.
+        margins: that names take from the ends of the axis to the edges of the figure, at the left and right.
         a_rank: from one rank to the next.
         levels: how deep below the axis the middle of each row's name stands.
         depth: of everything below the axis.
     """
 
-    def __init__(self, cell: pd.DataFrame, width: float) -> None:
+    def __init__(self, cell: pd.DataFrame, letters: int) -> None:
         self.cell, self.right = cell, -(-len(cell) // 2)
         texts = [
             f"{label} ({rank:.2f})"
             for label, rank in zip(cell["method_label"], cell["mean_rank"], strict=True)
         ]
-        for letters in _LETTERS:
-            self.names = [verbatim(text, letters) for text in texts]
-            inches = [_inches(name) for name in self.names]
-            best, worst = max(inches[: self.right]), max(inches[self.right :])
-            self.margins = tuple(side + _GAP + _ASIDE + _EDGE for side in (worst, best))
-            if width - sum(self.margins) > _AXIS_SHARE * width:
-                break
-        self.a_rank = max(width - sum(self.margins), 0.5) / (len(cell) - 1)
+        self.names = [verbatim(text, letters) for text in texts]
+        inches = [_inches(name) for name in self.names]
+        best, worst = max(inches[: self.right]), max(inches[self.right :])
+        self.margins = [side + _GAP + _ASIDE + _EDGE for side in (worst, best)]
+        self.a_rank = 0.0
         start = 0.1 + _BAR * len(self.groups())
         # the outermost of either side stands highest, so that no two lines cross
         self.levels = [
@@ -187,6 +187,19 @@ class _Plan:
         numbers = self.cell["groups"].str.split()
         count = max((int(number) for row in numbers for number in row), default=0)
         return [self.cell[[str(n) in row for row in numbers]] for n in range(1, count + 1)]
+
+
+def _plans(cells: Sequence[pd.DataFrame], width: float) -> list[_Plan]:
+    """Plan the diagrams with axes of one length: a critical difference is then as long in each."""
+    for letters in _LETTERS:
+        plans = [_Plan(cell, letters) for cell in cells]
+        margins = [max(sides) for sides in zip(*(plan.margins for plan in plans), strict=True)]
+        if width - sum(margins) > _AXIS_SHARE * width:
+            break
+    for plan in plans:
+        plan.margins = margins
+        plan.a_rank = max(width - sum(margins), 0.5) / (len(plan.cell) - 1)
+    return plans
 
 
 def _levels(names: Sequence[str], start: float) -> Iterator[float]:

@@ -13,21 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.report.figures.canvas import (
-    FEWEST_FOR_INTERVAL,
     LETTER,
     NothingToDraw,
     Panels,
+    drawn_interval,
     key_of,
     make_panels,
     order_of,
     verbatim,
     zero_shot_line,
 )
+from bench.report.figures.frames import labelled_runs, zero_shot_of
 from bench.report.figures.fronts import frame_accuracy
 from bench.report.names import label_runs, option_value, without_deployed_twins
-from bench.report.statistics import mean_interval
 from bench.report.styles import SANS, Look, Style, styles_of
-from bench.report.tables import CELL, zero_shot_reference
+from bench.report.tables import CELL
 
 _LABELS = ["method_label", "split_label", "task_label", "twin_label"]
 
@@ -57,13 +57,14 @@ def sensitivity(
 
     Args:
         runs: one row a run.
-        ax: draw all rows into this one instead of a panel for each split and shots.
+        ax: draw into this one; then there must be one split and shots.
         styles: of each method label, with or without the option; made from ``runs`` when absent.
         look: type and width.
         option: such as "rank" or "method.rank"; by default the first of ``varied_options``.
 
     Raises:
         NothingToDraw: no method ran with different values of it, all else equal.
+        BadInput: the runs are of several tasks or models, or of several splits or shots for one ``ax``.
     """
     runs = _comparable(runs)
     points = sensitivity_points(runs, option=option)
@@ -92,7 +93,8 @@ def sensitivity_points(runs: pd.DataFrame, *, option: str | None = None) -> pd.D
     Returns:
         One row a task, model, split, shots, method (``method_label`` without the option) and ``value`` of
         the ``option``: its ``place`` on the axis, ``n`` seeds, ``mean`` and ``half_width`` (accuracy, 0 to 1;
-        the latter missing where it is not drawn), ``zero_shot``.
+        the latter missing where it is not drawn), ``zero_shot`` (missing where methods were scored on
+        different test sets).
     """
     runs = _comparable(runs)
     varied = varied_options(runs)
@@ -105,15 +107,14 @@ def sensitivity_points(runs: pd.DataFrame, *, option: str | None = None) -> pd.D
     shown = runs[_varying(runs, name)]
     values = _values(shown[name])
     shown = shown.assign(method_label=_labels_without(runs, name)[shown.index], value=values)
-    points = mean_interval(shown, [*CELL, "method_label", "value"], "accuracy").drop(columns="std")
-    points["half_width"] = points["half_width"].where(points["n"] >= FEWEST_FOR_INTERVAL)
-    points = points.merge(zero_shot_reference(runs), on=CELL, how="left")
+    points = drawn_interval(shown, [*CELL, "method_label", "value"], "accuracy")
+    points = points.merge(zero_shot_of(runs), on=CELL, how="left")
     points = points.assign(option=name, place=_places(points))
     return points[[*CELL, "method_label", "option", "value", "place", "n", "mean", "half_width", "zero_shot"]]
 
 
 def _comparable(runs: pd.DataFrame) -> pd.DataFrame:
-    return without_deployed_twins(label_runs(runs)).reset_index(drop=True)
+    return without_deployed_twins(labelled_runs(runs)).reset_index(drop=True)
 
 
 def _varying(runs: pd.DataFrame, option: str) -> pd.Series:

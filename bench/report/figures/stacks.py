@@ -15,18 +15,17 @@ from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocato
 
 from bench.measure.causes import CAUSES
 from bench.report.figures.canvas import (
-    FEWEST_FOR_INTERVAL,
     LETTER,
     LONGEST_IN_A_COLUMN,
     MOST_IN_A_COLUMN,
     NothingToDraw,
     Panels,
+    drawn_interval,
     make_panels,
     order_of,
     verbatim,
 )
-from bench.report.names import label_runs
-from bench.report.statistics import mean_interval
+from bench.report.figures.frames import labelled_rounds, labelled_runs
 from bench.report.styles import SANS, Look, Style
 from bench.report.tables import CELL
 from bench.report.text import bytes_text, digits
@@ -75,12 +74,14 @@ def phase_times(
 
     Args:
         rounds: one row a run and round; round 0 does not count.
-        ax: draw the seconds of all rows into this one instead, without shares.
+        ax: draw the seconds into this one, without shares; then there must be one split and shots.
         styles: taken as every figure does; a phase has a colour of its own in all methods.
         look: type and width.
 
     Raises:
         NothingToDraw: no round states its seconds by phase.
+        BadInput: the rounds are of several tasks or models, of several splits or shots for one ``ax``, or of
+            runs that differ in more than rounds tell.
     """
     return _stacks(phase_times_points(rounds), _SECONDS, PHASES, ax, look)
 
@@ -93,7 +94,7 @@ def phase_times_points(rounds: pd.DataFrame) -> pd.DataFrame:
         ``share`` of the ``total`` of all phases (0 to 1), and that total's ``half_width``, missing where it
         is not drawn.
     """
-    rounds = label_runs(rounds)
+    rounds = labelled_rounds(rounds)
     columns = {f"seconds.{phase}": phase for phase in PHASES if f"seconds.{phase}" in rounds}
     trained = rounds[(rounds["round"] > 0) & rounds[list(columns)].notna().any(axis=1)]
     if not columns or trained.empty:
@@ -113,13 +114,14 @@ def memory_by_cause(
 
     Raises:
         NothingToDraw: no run counted its tensors.
+        BadInput: the runs are of several tasks or models, or of several splits or shots for one ``ax``.
     """
     return _stacks(memory_by_cause_points(runs), _BYTES, CAUSES, ax, look)
 
 
 def memory_by_cause_points(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the segments that ``memory_by_cause`` draws: as ``phase_times_points``, bytes by ``cause``."""
-    runs = label_runs(runs)
+    runs = labelled_runs(runs)
     columns = {f"memory.by_cause.{cause}": cause for cause in CAUSES if f"memory.by_cause.{cause}" in runs}
     counted = runs[runs[list(columns)].notna().any(axis=1)]
     if not columns or counted.empty:
@@ -131,12 +133,11 @@ def _points(runs: pd.DataFrame, columns: Mapping[str, str], part: str) -> pd.Dat
     """One row a bar and part, from a row a run with the values in ``columns``."""
     values = runs[list(columns)].astype(float).fillna(0.0)
     runs = runs[_BAR].join(values).assign(total=values.sum(axis=1))
-    totals = mean_interval(runs, _BAR, "total").drop(columns=["n", "std"]).rename(columns={"mean": "total"})
-    parts = [mean_interval(runs, _BAR, column)[[*_BAR, "n", "mean"]] for column in columns]
+    totals = drawn_interval(runs, _BAR, "total").drop(columns="n").rename(columns={"mean": "total"})
+    parts = [drawn_interval(runs, _BAR, column)[[*_BAR, "n", "mean"]] for column in columns]
     points = pd.concat(parts, keys=columns.values(), names=[part]).reset_index(level=0)
     points[part] = pd.Categorical(points[part], categories=list(columns.values()), ordered=True)
     points = points.merge(totals, on=_BAR)
-    points["half_width"] = points["half_width"].where(points["n"] >= FEWEST_FOR_INTERVAL)
     points["share"] = points["mean"] / points["total"].where(points["total"] > 0)
     points = points.sort_values([*_BAR, part], na_position="first", ignore_index=True)
     return points[[*_BAR, part, "n", "mean", "share", "total", "half_width"]]
@@ -176,7 +177,7 @@ def _panels(points: pd.DataFrame, order: Sequence[str], ax: Axes | None, look: L
     """A panel of values for each split and shots; where that is one, beside or above it one of shares."""
     height = 0.24 * len(order) + 0.45
     if not _has_shares(points, ax):
-        return make_panels(points, ax, look, height)
+        return make_panels(points, ax, look, height, in_column=1, least_height=0.4 + 0.16 * len(order))
     fits = len(order) <= MOST_IN_A_COLUMN and max(map(len, order)) <= LONGEST_IN_A_COLUMN
     beside = not fits if look.width is None else look.width == "page"
     size = (look.page, height + 0.6) if beside else (look.column, 2 * height + 0.7)

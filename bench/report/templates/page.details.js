@@ -8,7 +8,7 @@ function openRun(hash) {
   hideTip();
   byId("details-title").textContent = `${run.method} on ${titleOf(run, CELL)}, seed ${run.seed}`;
   const parts = [
-    ["Figures", figuresPart],
+    ["Numbers", figuresPart],
     ["Rounds", roundsPart],
     ["Ledger", ledgerPart],
     ["Division of the data", divisionPart],

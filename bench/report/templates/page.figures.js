@@ -387,6 +387,9 @@ function showFigure(figure, runs) {
     : left
       ? `${drawn.length} of ${drawn.length + left} panels are drawn; filter to see the others.`
       : "";
+  for (const told of root.querySelectorAll(".ratios")) {
+    told.hidden = !drawn.some(({ series }) => series.flat().some(({ ratio }) => ratio));
+  }
   const numbers = root.querySelector("details");
   numbers.hidden = !drawn.length;
   const list = () => {

@@ -66,13 +66,12 @@ function buildFilter() {
   for (const [field, name] of FIELDS) {
     if (DATA.runs[field].values.length > 1) byId("fields").append(fieldset(field, name));
   }
-  byId("search").addEventListener(
-    "input",
-    later(() => {
-      state.q = byId("search").value.trim();
-      refilter();
-    }),
-  );
+  const search = later(refilter);
+  byId("search").addEventListener("input", () => {
+    state.q = byId("search").value.trim(); // at once: what is typed is what holds, whatever happens meanwhile
+    search();
+  });
+  document.querySelector("#filter form").addEventListener("submit", (event) => event.preventDefault());
   byId("reset").addEventListener("click", () => {
     history.replaceState(null, "", "#reset");
     restore();
@@ -112,7 +111,7 @@ function fieldset(field, name) {
 }
 
 function showFilter() {
-  byId("search").value = state.q;
+  if (byId("search").value.trim() !== state.q) byId("search").value = state.q;
   for (const [field, entries] of Object.entries(boxes)) {
     const counts = new Array(entries.length).fill(0);
     for (const run of chosen(field)) counts[run.code[field]]++;

@@ -219,8 +219,8 @@ function picturedPanel(panel, frame) {
   return svg("svg", {
     viewBox: `0 0 ${frame.width} ${frame.height}`,
     tabindex: 0,
-    role: "application",
-    "aria-label": `${panel.title}. ${panel.what}. ${told}. Arrow keys go from mark to mark.`,
+    role: "img", // not "application", in which a screen reader's own keys do nothing
+    "aria-label": `${panel.title}. ${panel.what}. ${told}. All its numbers stand in a table below.`,
   });
 }
 

@@ -175,14 +175,16 @@ function showRuns(runs) {
   byId("pager").hidden = pages === 1;
   byId("page").textContent =
     `${from + 1} to ${Math.min(from + ROWS_OF_A_PAGE, rows.length)} of ${rows.length.toLocaleString("en-US")}`;
-  byId("before").disabled = state.page === 0;
-  byId("after").disabled = state.page === pages - 1;
+  // not `disabled`, which would take the focus from the button just pressed
+  byId("before").setAttribute("aria-disabled", state.page === 0);
+  byId("after").setAttribute("aria-disabled", state.page === pages - 1);
 }
 
 function buildTables() {
   buildHead(byId("method-table"), METHOD_COLUMNS, "methods");
   buildHead(byId("run-table"), RUN_COLUMNS, "runs");
-  const turn = (by) => () => {
+  const turn = (by) => (event) => {
+    if (event.currentTarget.getAttribute("aria-disabled") === "true") return;
     state.page += by;
     showRuns(chosen());
     byId("run-table").scrollIntoView({ block: "start" });
@@ -219,13 +221,17 @@ function buildTables() {
     },
     [],
   );
+  let folded = [];
   addEventListener("beforeprint", () => {
     printing = true;
     showRuns(chosen());
+    folded = [...document.querySelectorAll("section[aria-labelledby='tables'] details:not([open])")];
+    for (const one of folded) one.open = true;
   });
   addEventListener("afterprint", () => {
     printing = false;
     showRuns(chosen());
+    for (const one of folded) one.open = false;
   });
 }
 

@@ -1,29 +1,38 @@
-"""Whether a figure can be read: no two of its texts overlap, and none leaves it."""
+"""Whether a figure can be read: no two of its texts overlap, none leaves it, and none is too small."""
 
 from __future__ import annotations
 
 import itertools
 
 import numpy as np
+from matplotlib.axis import Axis
+from matplotlib.text import Text
+
+SMALLEST = 7  # points
 
 
 def texts_of(figure):
     """Every text that shows, after the figure is laid out."""
     figure.draw_without_rendering()
-    texts = list(figure.texts)
-    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
-        texts += legend.get_texts() if legend is not None else []
-    for axes in figure.axes:
-        texts += [axes.title, *axes.texts]
-        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
-            texts += [axis.label, *_tick_labels(axis)]
-    return [text for text in texts if text.get_visible() and text.get_text().strip()]
+    off = {
+        label
+        for axis in figure.findobj(Axis)
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        for label in (tick.label1, tick.label2)
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+    for axes in figure.findobj(lambda artist: hasattr(artist, "axison")):
+        if not axes.axison:
+            off |= {label for axis in (axes.xaxis, axes.yaxis) for label in axis.findobj(Text)}
+    found = dict.fromkeys(figure.findobj(Text))
+    return [text for text in found if text.get_text().strip() and text.get_visible() and text not in off]
 
 
-def assert_legible(figure, fewest):
-    """Fail where two texts overlap or one is cut off, or where there are not even ``fewest``."""
+def assert_legible(figure, fewest=1):
+    """Fail where two texts overlap, one is cut off or too small, or where there are not even ``fewest``."""
     texts = texts_of(figure)
     assert len(texts) >= fewest
+    assert min(text.get_fontsize() for text in texts) >= SMALLEST
     corners = {text: _corners(text) for text in texts}
     width, height = figure.bbox.width, figure.bbox.height
     for text, box in corners.items():
@@ -32,11 +41,6 @@ def assert_legible(figure, fewest):
     for one, other in itertools.combinations(texts, 2):
         clash = not _apart(corners[one], corners[other])
         assert not clash, f"{one.get_text()!r} overlaps {other.get_text()!r}"
-
-
-def _tick_labels(axis):
-    low, high = sorted(axis.get_view_interval())
-    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
 
 
 def _corners(text):

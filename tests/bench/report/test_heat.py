@@ -14,8 +14,8 @@ from bench.report.figures.heat import _COLOURS, _ink
 from bench.report.names import Names, label_runs
 from bench.report.styles import Look
 from flora.errors import BadInput
+from tests.bench.report.legible import assert_legible
 from tests.bench.report.made import HARDER, LEVEL, make_results, make_run, make_runs
-from tests.bench.report.texts import check_texts
 
 ALL = pd.NA
 MANY = (*LEVEL, "bitfit", "clip_adapter", "_$x_{$ a very long, hostile name <script> of 50% & more")
@@ -159,14 +159,14 @@ def test_the_scale_rises_evenly_in_grey():
 def test_texts_are_legible(runs, options, look):
     if options.get("rows") == "task":
         options = {"columns": "method"} | options
-    check_texts(heat_map(runs, look=look, **options), at_least=8)
+    assert_legible(heat_map(runs, look=look, **options), fewest=8)
 
 
 def test_a_small_one_fits_a_column():
     look = Look(width="column")
     figure = heat_map(results(tuple(LEVEL), tuple(HARDER)), look=look)
     assert figure.get_figwidth() == look.column
-    check_texts(figure, at_least=20)
+    assert_legible(figure, fewest=20)
 
 
 def test_nothing_in_it_is_rasterised():
