@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,12 @@ def plain(value: Any) -> Any:
     if pd.isna(value):
         return None
     return value.item() if hasattr(value, "item") else value
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Say which name may be meant, as the end of an error message; nothing where none is like it."""
+    alike = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {alike[0]!r}?" if alike else ""
 
 
 def field_of(runs: DataFrame, name: str, option: str) -> str:

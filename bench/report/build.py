@@ -43,8 +43,9 @@ from bench.report.tables import (
 )
 from bench.report.text import slug
 from bench.report.trust import doubts_table, memory_table, predicted_table
+from bench.selection import did_you_mean
 from bench.store import load_predictions
-from flora.errors import BadInput, nearest
+from flora.errors import BadInput
 
 MANY_SECTIONS = 4
 """With more tasks than this, figures that few readers look for are drawn if asked for alone."""
@@ -230,9 +231,8 @@ def _check_kinds(paper: Paper) -> None:
     ):
         for kind in wanted or []:
             if kind not in known and not (field_name == "figures" and kind.startswith("sensitivity-")):
-                raise BadInput(
-                    f"{field_name}: there is no {kind!r}{nearest(kind, known)}; there is {', '.join(known)}"
-                )
+                meant = did_you_mean(kind, known)
+                raise BadInput(f"{field_name}: there is no {kind!r}{meant}; there is {', '.join(known)}")
 
 
 TABLES = (

@@ -23,6 +23,7 @@ from bench.report.tables import (
     interval_text,
     on_same_test_sets,
     percent,
+    seeds_of,
     slug_of,
     spans,
     where_of,
@@ -77,7 +78,7 @@ def best_round_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table |
         for row in measures
     }
     methods = [str(name) for name in runs["method_label"].cat.remove_unused_categories().cat.categories]
-    where, n = where_of(runs), runs.groupby(ROW, dropna=False, observed=True).size()
+    where, n = where_of(runs), seeds_of(runs)
     mark = f" {BELOW}: below zero-shot." if any(cell.below for cell in entries.values()) else ""
     return Table(
         name=f"best-round-{slug_of(runs)}-{slug(where)}",
@@ -426,7 +427,7 @@ def _amount_cell(row: Mapping[Any, Any], quantity: Quantity, digits: Digits) -> 
 def _to_target_caption(
     where: str, target: float, trained: pd.DataFrame, shown: set[str], missed: bool, data: pd.DataFrame
 ) -> str:
-    n = trained.groupby([*CELL, "method_label"], dropna=False, observed=True).size()
+    n = seeds_of(trained)
     sentences = [
         f"To an accuracy of {target:.0%} ({where}): what had been spent when a round first ended at or above "
         f"it, {n_text(n)}{interval_text(data)}, of the seeds that reached it alone."

@@ -57,6 +57,13 @@ class ReportData:
     folder: Path | None = None
     names: Names = OUR_NAMES
 
+    def seen_from_folder(self, path: Any) -> str:
+        """A file as seen from the results, so that a report does not tell where they lie."""
+        file = Path(str(path))
+        if self.folder is not None and file.is_relative_to(self.folder):
+            file = file.relative_to(self.folder)
+        return file.as_posix()
+
 
 def read_data(
     results: Path,

@@ -17,7 +17,7 @@ from bench.report.names import AS_DEPLOYED, shots_label, without_deployed_twins
 from bench.report.networks import network_times
 from bench.report.paper import Paper
 from bench.report.styles import Style
-from bench.report.tables import ROW, cells_of, where_of
+from bench.report.tables import cells_of, seeds_of, where_of
 from bench.report.targets import common_target
 from bench.report.text import n_text, slug
 from bench.report.times import which_time_in_short
@@ -101,7 +101,7 @@ class Material:
 
     def interval(self, runs: pd.DataFrame, mark: str) -> str:
         """Say over how many seeds a figure of these runs is, and what its ``mark`` ("band") means."""
-        n = runs.groupby(ROW, dropna=False, observed=True).size()
+        n = seeds_of(runs)
         if max(n, default=1) == 1:
             return "One seed, so no interval."
         if max(n) < figures.FEWEST_FOR_INTERVAL:
@@ -289,7 +289,7 @@ ACCURACY = (
         lambda m: m.curves,
         lambda m: (
             "Test accuracy (%) after the last round by method and split. "
-            f"{n_text(_n(m.curves)).capitalize()}."
+            f"{n_text(seeds_of(m.curves)).capitalize()}."
         ),
     ),
     Plan(
@@ -434,10 +434,6 @@ def _sensitivity_caption(material: Material, name: str) -> str:
 def known_kinds() -> list[str]:
     """Name the figures that a report can have; those of varied options are sensitivity-OPTION."""
     return [plan.kind for plan in (*OVERALL, *ACCURACY, *COST, *DATA)]
-
-
-def _n(runs: pd.DataFrame) -> pd.Series:
-    return runs.groupby(ROW, dropna=False, observed=True).size()
 
 
 def _ratio(material: Material, of: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +12,7 @@ from bench.report.leads import printed
 from bench.report.mixture import mixture
 from bench.report.names import AS_DEPLOYED, label_runs, option_value, shots_label
 from bench.report.statistics import t_factor
-from bench.report.tables import BELOW, ROW, Cell, Table
+from bench.report.tables import BELOW, Cell, Table, seeds_of
 from bench.report.text import ABSENT, counted, digits
 from bench.report.times import DEPLOYED_MEANS
 from bench.report.trust import busy_note, checks_note
@@ -67,7 +66,7 @@ def overview(data: ReportData, selection: str = "") -> str:
 
 def notes(runs: pd.DataFrame) -> list[str]:
     """Say what the numbers mean and where they could mislead, as far as these runs are concerned."""
-    n = runs.groupby(ROW, dropna=False, observed=True).size()
+    n = seeds_of(runs)
     return [
         _interval_note(sorted(set(n))),
         "Every accuracy is that of the global model on the task's test set after the last round, unless a "
@@ -112,7 +111,7 @@ def run_table(data: ReportData) -> Table:
         "Accuracy (%)": [ABSENT if pd.isna(a) else f"{100 * a:.1f}" for a in runs["accuracy"]],
         "Took (s)": _took(runs),
         "Hash": [str(key) for key in runs["config_hash"]],
-        "File": [_relative(path, data.folder) for path in runs["path"]],
+        "File": [data.seen_from_folder(path) for path in runs["path"]],
     }
     lower = _below_zero_shot(runs)
     entries = [
@@ -129,7 +128,7 @@ def run_table(data: ReportData) -> Table:
         groups=[],
         columns=["Method", *columns],
         rows=list(zip(runs["method_label"].astype(str), entries, strict=True)),
-        data=results.assign(path=[_relative(path, data.folder) for path in results["path"]]),
+        data=results.assign(path=[data.seen_from_folder(path) for path in results["path"]]),
     )
 
 
@@ -239,12 +238,6 @@ def _failed(failures: Sequence[Failure]) -> str:
     rest = f"; and {len(failures) - FAILURES_NAMED} more" if len(failures) > FAILURES_NAMED else ""
     verb = "has" if len(failures) == 1 else "have"
     return f"{counted(len(failures), 'cell')} failed and {verb} no result ({named}{rest})."
-
-
-def _relative(path: Any, folder: Path | None) -> str:
-    """The run's file as seen from the results folder, so that a report does not tell where that lies."""
-    path = Path(str(path))
-    return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else path.as_posix()
 
 
 def _few_last(shots: Any) -> tuple[bool, int]:

@@ -22,7 +22,7 @@ from bench.report.names import shots_label
 from bench.report.paper import Paper
 from bench.report.statistics import t_factor
 from bench.report.styles import Style, styles_of
-from bench.report.tables import BEYOND, ROW
+from bench.report.tables import BEYOND, seeds_of
 from bench.report.times import with_times
 from bench.store import ROUND_WORK, flattened
 
@@ -113,7 +113,7 @@ def page_data(data: ReportData, paper: Paper | None = None) -> dict[str, Any]:
         "rounds": _rounds(data.rounds, runs["config_hash"]),
         "methods": _methods(styles_of(runs)),
         "shown": [each._asdict() for each in shown],
-        "t_factors": _t_factors(runs.groupby(ROW, dropna=False, observed=True).size().max()),
+        "t_factors": _t_factors(seeds_of(runs).max()),
         "fewest": FEWEST_FOR_INTERVAL,
         "digits": {"accuracy": paper.written.accuracy, "cost": paper.written.cost},
         "reference": paper.reference,
@@ -149,7 +149,7 @@ def _runs(runs: pd.DataFrame, shown: Sequence[Shown], data: ReportData) -> dict[
         "kind": _coded(runs["method"]),
         "images": [_plain(shots) for shots in few],
         "hash": list(runs["config_hash"]),
-        "file": [_relative(str(path), data) for path in runs.get("path", [""] * len(runs))],
+        "file": [data.seen_from_folder(path) for path in runs.get("path", [""] * len(runs))],
         "figures": {each.column: _column(runs[each.column], _digits_of(each)) for each in shown},
     }
 
@@ -157,12 +157,6 @@ def _runs(runs: pd.DataFrame, shown: Sequence[Shown], data: ReportData) -> dict[
 def _digits_of(shown: Shown) -> int | None:
     """Digits that are kept: all of accuracies, which are quotients of counts, and of counts."""
     return None if shown.unit in ("share", "bytes", "count", "operations") else 6
-
-
-def _relative(path: str, data: ReportData) -> str:
-    """A file as seen from the results, so that a page does not tell where they lie."""
-    folder = f"{data.folder.as_posix()}/" if data.folder else ""
-    return path.replace("\\", "/").removeprefix(folder)
 
 
 def _rounds(rounds: pd.DataFrame, hashes: pd.Series) -> dict[str, Any]:

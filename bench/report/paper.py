@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +22,7 @@ from pydantic import (
 from bench.report.names import Names, label_runs
 from bench.report.styles import Look
 from bench.report.text import Digits
-from bench.selection import MISSING, field_of, plain, selected, text_of
+from bench.selection import MISSING, did_you_mean, field_of, plain, selected, text_of
 from flora.errors import BadInput, nearest
 from flora.settings import Settings
 
@@ -207,7 +206,7 @@ class Paper(Settings):
             wanted = {MISSING.get(text, text) for text in map(text_of, values)}
             if unknown := sorted(wanted - set(own)):
                 raise BadInput(
-                    f"select.{name}: no run has {unknown[0]!r}{_nearest(unknown[0], own)}; "
+                    f"select.{name}: no run has {unknown[0]!r}{did_you_mean(unknown[0], own)}; "
                     f"there is {_some(own)}"
                 )
             chosen &= pd.Series([text in wanted for text in own], index=runs.index)
@@ -239,10 +238,10 @@ class Paper(Settings):
             for section in ("names", "order"):
                 for name in getattr(getattr(self, section), kind):
                     if name not in known:
-                        found.append(f"{section}.{kind}: no run is of {name!r}{_nearest(name, known)}")
+                        found.append(f"{section}.{kind}: no run is of {name!r}{did_you_mean(name, known)}")
         methods = {*map(str, runs["method"]), *map(str, runs["method_label"])}
         if self.reference not in methods and "reference" in self.model_fields_set:
-            found.append(f"reference: no run is of {self.reference!r}{_nearest(self.reference, methods)}")
+            found.append(f"reference: no run is of {self.reference!r}{did_you_mean(self.reference, methods)}")
         return found
 
 
@@ -264,12 +263,6 @@ def _problem(error: ValidationError) -> str:
         problem = first["msg"].removeprefix("Value error, ")
         problem = problem.replace("Input should", "must").replace(" a valid number", " a number")
     return f"{field} {first['input']!r} {problem}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """Say which name may be meant, and nothing where none is like it."""
-    alike = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {alike[0]!r}?" if alike else ""
 
 
 def _present(runs: pd.DataFrame) -> str:

@@ -683,7 +683,7 @@ def beyond_table(runs: pd.DataFrame, digits: Digits = OUR_DIGITS) -> Table | Non
     }
     methods = runs["method_label"].cat.remove_unused_categories().cat.categories
     where = where_of(runs)
-    n = runs.groupby(ROW, dropna=False, observed=True).size()
+    n = seeds_of(runs)
     return Table(
         name=f"beyond-{slug_of(runs)}-{slug(where)}",
         caption=f"Beyond the test set, after the last round ({where}, %), {n_text(n)}{interval_text(data)}. "
@@ -710,6 +710,11 @@ def cells_of(runs: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _most_first(shots: Any) -> tuple[int, int]:
     return (0, 0) if pd.isna(shots) else (1, -int(shots))
+
+
+def seeds_of(runs: pd.DataFrame) -> pd.Series:
+    """Count the runs, which are seeds, of each task, model, split, shots and method."""
+    return label_runs(runs).groupby(ROW, dropna=False, observed=True).size()
 
 
 def where_of(runs: pd.DataFrame) -> str:

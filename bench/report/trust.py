@@ -10,7 +10,7 @@ import pandas as pd
 from bench.measure.causes import CAUSES
 from bench.report.names import label_runs, shots_label
 from bench.report.statistics import mean_interval
-from bench.report.tables import BROKEN, ROW, Cell, Quantity, Table, slug_of, where_of
+from bench.report.tables import BROKEN, ROW, Cell, Quantity, Table, seeds_of, slug_of, where_of
 from bench.report.text import ABSENT, bytes_text, digits, n_text, operations_text, slug
 
 PREDICTED = (
@@ -103,7 +103,7 @@ def memory_table(runs: pd.DataFrame) -> Table | None:
     }
     methods = [str(name) for name in runs["method_label"].cat.remove_unused_categories().cat.categories]
     n_causes = sum(name in causes for name in shown)
-    where, n = where_of(runs), runs.groupby(ROW, dropna=False, observed=True).size()
+    where, n = where_of(runs), seeds_of(runs)
     return Table(
         name=f"tensors-{slug_of(runs)}-{slug(where)}",
         caption=f"Live tensors ({where}), {n_text(n)}: at "
@@ -146,7 +146,7 @@ def predicted_table(runs: pd.DataFrame, predictions: Mapping[str, Mapping[str, A
     return Table(
         name=f"predicted-{slug_of(runs)}-{slug(where)}",
         caption=f"Predicted by `plan`, and measured ({where}), "
-        f"{n_text(known.groupby(ROW, dropna=False, observed=True).size())}." + OF_ONE_CLIENT_NOTE * together,
+        f"{n_text(seeds_of(known))}." + OF_ONE_CLIENT_NOTE * together,
         groups=[(quantity.heading, 2) for quantity in shown],
         columns=["Method", *(name for _ in shown for name in ("Predicted", "Measured"))],
         rows=[
