@@ -1,0 +1,53 @@
+"""A report on a hundred runs, made of a dozen that are kept in the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import store
+from bench.config import RunConfig
+from bench.report.build import make_report, write_report
+from bench.report.data import read_data
+from bench.report.paper import Paper
+
+STORED = Path(__file__).parents[2] / "results" / "reference" / "quick"
+SPLITS = ("iid", "dirichlet")
+SEEDS = range(10)
+RUNS = 100
+PNG = Paper(formats=("png",))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Five methods on two splits, the two seeds that are kept standing for ten."""
+    folder = tmp_path_factory.mktemp("report") / "results"
+    runs = [store.load_run(path) for path in sorted(store.run_files(STORED))]
+    for run in runs:
+        split, kept = run["config"]["split"], run["config"]["seed"]["split"]
+        if split["name"] in SPLITS and split["shots"] is None:
+            for seed in SEEDS[kept::2]:
+                config = RunConfig.read({**run["config"], "device": "cpu"}).with_seed(seed)
+                values = config.model_dump(mode="json")
+                path = store.run_path(folder, values, config.hash)
+                store.save_run(path, {**run, "config": values, "config_hash": config.hash})
+    return folder
+
+
+def test_results_are_read(benchmark, results):
+    data = benchmark(read_data, results)
+    assert len(data.runs) == RUNS
+
+
+def test_tables_are_made(benchmark, results):
+    report = benchmark(make_report, read_data(results), Paper(figures=()))
+    assert report.tables
+    assert not report.drawn
+
+
+def test_report_is_written(benchmark, results, tmp_path):
+    files = benchmark.pedantic(
+        write_report, args=(read_data(results), tmp_path / "out", PNG), rounds=2, iterations=1
+    )
+    assert files[0].name == "index.html"
