@@ -8,12 +8,15 @@ import sys
 import typer
 
 from bench.cli import (
+    ab,
     cache,
     claims,
+    compare,
     data,
     diff,
     estimate,
     export,
+    history,
     list_,
     merge,
     perf,
@@ -24,6 +27,7 @@ from bench.cli import (
     results,
     rm,
     run,
+    snapshot,
     status,
     tune,
     variance,
@@ -54,6 +58,10 @@ app.command("claims")(claims.claims)
 app.command("perf")(perf.perf)
 app.command("results")(results.results)
 app.command("diff")(diff.diff)
+app.command("compare")(compare.compare)
+app.command("ab")(ab.ab)
+app.command("snapshot")(snapshot.snapshot)
+app.command("history")(history.history)
 app.command("verify")(verify.verify)
 app.command("merge")(merge.merge)
 app.command("rm")(rm.rm)

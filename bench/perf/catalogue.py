@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from bench.perf.experiment import Experiment, Target
 from flora.errors import BadInput, nearest
 
+_MACHINES = {"idle": "otherwise idle", "busy": "one core of two kept busy"}
+
 _EXPERIMENTS = (
     Experiment(
         "shortcuts",
@@ -117,6 +119,57 @@ _EXPERIMENTS = (
             Target("least_round_speedup", at_least=34.72),
             Target("least_memory_ratio", at_least=2.47),
         ),
+    ),
+    Experiment(
+        "history_steps",
+        "Steps planted in simulated histories, and how often one is found where there is none.",
+        0.5,
+        "steps",
+        (
+            Target("false_steps_in_1000_constant_series", at_most=1),
+            Target("found_20_percent", at_least=0.99),
+            Target("found_10_percent_in_50", at_least=0.95),
+            Target("found_5_percent_in_50_at_noise_1_percent", at_least=0.99),
+            Target("in_range_if_found", at_least=0.95),
+        ),
+    ),
+    Experiment(
+        "planted_growth",
+        "A byte, a parameter, 2 % of live tensors and 1 % of FLOPs planted in the code that runs, one run each.",
+        0.5,
+        "planted",
+        (Target("found_share", at_least=1), Target("false_alarms", at_most=0)),
+    ),
+    Experiment(
+        "planted_accuracy",
+        "Bugs and harmless reorderings of sums planted in training, compared over 5 seeds.",
+        3,
+        "planted",
+        (Target("found_share", at_least=1), Target("false_alarms", at_most=0)),
+    ),
+    *(
+        Experiment(
+            f"slowdowns_{machine}",
+            f"Slowdowns of 20, 10 and 5 % planted in one of three probes, a minute of `ab` each, {how}.",
+            50,
+            "slowdowns",
+            (
+                Target("planted_20_found_share", at_least=1),
+                Target("planted_10_found_share", at_least=0.95),
+                Target("false_alarms", at_most=0),
+            ),
+        )
+        for machine, how in _MACHINES.items()
+    ),
+    *(
+        Experiment(
+            f"same_{machine}",
+            f"The same revision on both sides, compared by `ab` for a minute at a time, {how}.",
+            25,
+            "slowdowns",
+            (Target("false_alarms", at_most=0),),
+        )
+        for machine, how in _MACHINES.items()
     ),
 )
 # What `flora-bench perf` takes in the place of experiments' names.

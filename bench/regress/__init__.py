@@ -1,0 +1,1 @@
+"""Two measurements compared, two revisions measured in turn, and what many revisions measured."""
