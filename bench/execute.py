@@ -32,6 +32,7 @@ from flora.settings import Settings
 
 if TYPE_CHECKING:
     from bench.cell import Leftovers
+    from bench.regress.kernels import Kernels
     from flora.cache import FeatureCache
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -443,6 +444,7 @@ def _run_and_keep(job: Job, listener: Listener, warm_up_seconds: float) -> Mappi
     from bench.cell import Leftovers, run_cell
     from bench.cell_log import LOG, CellLog
     from bench.checkpoints import Checkpoints
+    from bench.regress.kernels import kernels_of
 
     options, leftovers = job.options, Leftovers()
     checkpoints = Checkpoints(job.folder, job.definition.hash, options.checkpoint_rounds)
@@ -450,6 +452,7 @@ def _run_and_keep(job: Job, listener: Listener, warm_up_seconds: float) -> Mappi
         checkpoints.remove()
     with CellLog(job.folder / LOG, job.config) as log:
         with ProgressFile(job.folder, job.config) as shown:
+            before = kernels_of(job.config)
             result = run_cell(
                 job.config,
                 [listener, log, shown],
@@ -458,11 +461,21 @@ def _run_and_keep(job: Job, listener: Listener, warm_up_seconds: float) -> Mappi
                 checkpoints=checkpoints,
                 one_by_one=options.one_by_one,
             )
+        result["kernels"] = _speed(result, before, kernels_of(job.config))
         result["summary"]["warm_up_seconds"] = warm_up_seconds
         result["definition"] = job.definition.to_dict()
         _check_inputs(result, job.definition)
         _keep(job, result, leftovers)
     return dict(result["summary"])
+
+
+def _speed(result: Mapping[str, Any], before: Kernels | None, after: Kernels | None) -> dict[str, Any] | None:
+    """Say how fast the machine was; what several processes did, perhaps on several, had no one speed."""
+    from bench.regress.kernels import Kernels
+
+    if before is None or after is None or len(result.get("sittings", ())) > 1:
+        return None
+    return Kernels.around(before, after, result["load"]["busy"]).to_dict()
 
 
 def _check_inputs(result: Mapping[str, Any], definition: Definition) -> None:

@@ -1,7 +1,10 @@
 """What has to be the same of two runs of one cell, however they were carried out."""
 
 # Fields whose values are times or memory as the system counts it, or say how the run was carried out.
-TIMES = ("seconds", "joules", "share", "threads", "busy", "memory", "resident", "sittings", "steps", "host")
+TIMES = (
+    *("seconds", "joules", "share", "threads", "busy", "memory", "resident", "sittings", "steps", "host"),
+    "kernels",
+)
 
 
 def without_times(value):
