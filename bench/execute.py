@@ -475,7 +475,7 @@ def _speed(result: Mapping[str, Any], before: Kernels | None, after: Kernels | N
 
     if before is None or after is None or len(result.get("sittings", ())) > 1:
         return None
-    return Kernels.around(before, after, result["load"]["busy"]).to_dict()
+    return Kernels.around(before, after, busy=result.get("load", {}).get("busy", False)).to_dict()
 
 
 def _check_inputs(result: Mapping[str, Any], definition: Definition) -> None:

@@ -151,7 +151,7 @@ _EXPERIMENTS = (
         Experiment(
             f"slowdowns_{machine}",
             f"Slowdowns of 20, 10 and 5 % planted in one of three probes, a minute of `ab` each, {how}.",
-            50,
+            30,
             "slowdowns",
             (
                 Target("planted_20_found_share", at_least=1),
@@ -165,7 +165,7 @@ _EXPERIMENTS = (
         Experiment(
             f"same_{machine}",
             f"The same revision on both sides, compared by `ab` for a minute at a time, {how}.",
-            25,
+            15,
             "slowdowns",
             (Target("false_alarms", at_most=0),),
         )

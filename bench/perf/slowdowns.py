@@ -26,7 +26,7 @@ PROBES, SELECT = "tests/perf", "test_aggregation[100] or test_split[dirichlet] o
 PLANTED = "tests/perf/test_splits.py::test_split[dirichlet]"
 
 # Trials by planted share; 5 % is the smallest slowdown that counts, so that either verdict is right.
-TRIALS = {0.20: 10, 0.10: 20, 0.05: 20}
+TRIALS = {0.20: 10, 0.10: 20, 0.05: 10}
 SAME_TRIALS = 25
 
 _SLOWED_FILE = "bench/splits.py"

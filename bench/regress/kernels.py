@@ -1,18 +1,18 @@
 """How fast the machine is at the moment: three short kernels, and times in units of what they take.
 
-A unit tells a faster machine from a slower one of its kind. It does not undo what others take of a machine: the
-best of some repeats hardly knows of them, and a median of repeats, which does, differs by up to 60 % where they
-come and go within milliseconds. Hence `Kernels.busy`.
+A unit tells a faster machine from a slower one of its kind. It does not undo what others take of a machine:
+the best of some repeats hardly knows of them, and their median, which does, differed by 15 to 50 % from
+process to process, as others come and go within milliseconds. Hence `Kernels.busy`.
 
-Measured with one thread on 4 cores of a virtual Xeon, 12 processes each way, every two of them set side by side
-(median, 95th percentile and worst of their differences):
+Measured with one thread on 4 cores of a virtual Xeon, 12 processes each way, every two of them set side by
+side (median, 95th percentile and worst of their differences):
 
-* the unit itself: 2, 6, 9 %, whether others keep no core of it busy or three processes wait for each;
-* a core of one's own, the others busy: 7 probes' fastest rounds, 462 pairs, in seconds 1.7, 7.5, 12 %, in units
-  2.0, 6.7, 11 %; times of 3 cells of 0.3 to 1.5 s, 594 pairs, in seconds 3.0, 13, 42 %, in units 3.1, 13, 41 %,
-  of which 0.2 % differ by more than a quarter;
-* all cores shared with two to three times as many processes: the probes 2.7, 59, 130 %, 10 % of the pairs by more
-  than a quarter; the cells 36, 180, 300 %, 62 % of them, in seconds as in units.
+* the unit itself: 2, 6, 9 %, whether a core is one's own or shared with two others;
+* a core of one's own, the others busy: 7 probes' fastest rounds, 462 pairs, in seconds 1.7, 7.5, 12 %, in
+  units 2.0, 6.7, 11 %; times of 3 cells of 0.3 to 1.5 s, 594 pairs, in seconds 3.0, 13, 42 %, in units 3.1,
+  13, 41 %, 0.2 % of them by more than a quarter;
+* all cores shared with two to three times as many processes: the probes in units 2.7, 59, 130 %, 10 % of the
+  pairs by more than a quarter; the cells 36, 180, 300 %, 62 % of them; in seconds the same.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from bench.config import RunConfig
 from flora.errors import BadInput
 
 CALIBRATED_SHARE = 0.25
-"""What two times in units, of machines that were not busy, must differ by for anything to be said of them: of the
-pairs above no probe's did and 0.2 % of the cells', so of three cells that agree hardly ever any."""
+"""What two times in units must differ by for anything to be said of them, their machines not being busy: of
+the pairs above no probe's did and 0.2 % of the cells', so hardly ever three cells' that agree."""
 
 STEADY_SHARE = 0.1
-"""What the unit may change by from before to after; on one machine that nothing happens to it did by 8 % at most."""
+"""What the unit may change by from before to after; of the processes above it did by 9 % at most."""
 
 KERNELS = ("product", "copy", "launch")
 REPEATS = 20
-"""The best of so many counts. What interrupts a kernel of half a millisecond is not the speed of the machine,
-and its share of a longer time is another."""
+"""The best of so many counts. What interrupts a kernel of less than a millisecond is not the speed of the
+machine, and its share of a longer time is another."""
 
 LAUNCHES = 100
 
-# Width of the matrices multiplied, and bytes copied: more than a launch, and more than a core's caches hold.
+# Width of the matrices multiplied, and bytes copied: more than a launch, and more than a core's caches hold. For
+# wider matrices MKL keeps memory of its own, 5 MB, which would count as the run's.
 _SIZES = {"cpu": (192, 2**23), "cuda": (2048, 2**26)}
 
 
