@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 MISSING = dict.fromkeys(("none", "null"), "null")
 """What is written for a value that is missing, such as the shots of all data; and as JSON has it."""
 
-_CONDITION = re.compile(r"\s*([^<>=!\s]+)\s*(<=|>=|!=|=|<|>)\s*([^<>=!]*?)\s*")
+CONDITION = re.compile(r"\s*([^<>=!\s]+)\s*(<=|>=|!=|=|<|>)\s*([^<>=!]*?)\s*")
+"""A condition: field, sign and value."""
+
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -41,19 +43,20 @@ def selected(runs: DataFrame, where: Sequence[str], option: str = "--where") -> 
 
     chosen = pd.Series(True, index=runs.index)
     for condition in where:
-        found = _CONDITION.fullmatch(condition)
+        found = CONDITION.fullmatch(condition)
         if not found:
             raise BadInput(f"{option}: {condition!r} must be FIELD=VALUE, or with !=, <, <=, > or >=")
         name, sign, text = found.groups()
         values = runs[field_of(runs, name, option)]
-        if sign not in ("=", "!=") and (_number(text) is None or not values.map(is_ordered).all()):
+        if sign not in ("=", "!=") and (number_of(text) is None or not values.map(is_ordered).all()):
             raise BadInput(f"{option}: {condition!r} compares what is no number; use = or !=")
-        chosen &= values.map(partial(_meets, sign=sign, text=text)).astype(bool)
+        chosen &= values.map(partial(meets, sign=sign, text=text)).astype(bool)
     return chosen
 
 
-def _meets(value: Any, sign: str, text: str) -> bool:
-    known, number = plain(value), _number(text)
+def meets(value: Any, sign: str, text: str) -> bool:
+    """Say whether a value meets a condition with this sign and value."""
+    known, number = plain(value), number_of(text)
     if known is None:
         return (text in MISSING) == (sign == "=") and sign in ("=", "!=")
     if number is not None and isinstance(known, int | float) and not isinstance(known, bool):
@@ -67,7 +70,8 @@ def is_ordered(value: Any) -> bool:
     return known is None or (isinstance(known, int | float) and not isinstance(known, bool))
 
 
-def _number(text: str) -> float | None:
+def number_of(text: str) -> float | None:
+    """Read a number; None for what is none."""
     try:
         return float(text)
     except ValueError:

@@ -77,6 +77,8 @@ def why_not(base: Timing, new: Timing) -> str:
     one, other = Kernels.read(base.kernels), Kernels.read(new.kernels)
     if not same_kind(one.machine, other.machine):
         return "times of machines of two kinds are not compared"
+    if one.busy or other.busy:
+        return "others used the machine meanwhile"
     if max(abs(one.drift), abs(other.drift)) > STEADY_SHARE:
         return "the machine's speed changed while it was measured"
     return ""

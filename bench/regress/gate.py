@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 
 from bench.regress.judgement import Judgement, Verdict
 from bench.regress.metrics import METRICS, NOISY_SHARE, TIGHT_SHARE, Better, Kind, Metric, metric_of
-from bench.selection import _CONDITION, _meets, _number, did_you_mean
+from bench.selection import CONDITION, did_you_mean, meets, number_of
 from flora.errors import BadInput, nearest
 from flora.settings import Settings
 
@@ -47,10 +47,10 @@ class Limit:
 
 
 def _is_condition(text: str) -> str:
-    found = _CONDITION.fullmatch(text)
+    found = CONDITION.fullmatch(text)
     if not found:
         raise ValueError('must be FIELD=VALUE, or with !=, <, <=, > or >=, such as "method=flora"')
-    if found[2] not in ("=", "!=") and _number(found[3]) is None:
+    if found[2] not in ("=", "!=") and number_of(found[3]) is None:
         raise ValueError("compares what is no number; use = or !=")
     return text
 
@@ -305,11 +305,11 @@ def _meets_one(name: str, sign: str, text: str, fields: Fields) -> bool:
     if name == PROBE and sign in ("=", "!="):  # [flora] in a name is no set of letters
         return (value == text or fnmatchcase(value, text)) == (sign == "=")
     ordered = sign in ("=", "!=") or (isinstance(value, int | float) and not isinstance(value, bool))
-    return ordered and _meets(value, sign, text)
+    return ordered and meets(value, sign, text)
 
 
 def _parts(condition: str) -> tuple[str, str, str]:
-    found = _CONDITION.fullmatch(condition)
+    found = CONDITION.fullmatch(condition)
     assert found  # was looked at when it was read
     return found[1], found[2], found[3]
 

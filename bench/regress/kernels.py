@@ -42,8 +42,8 @@ machine, and its share of a longer time is another."""
 
 LAUNCHES = 100
 
-# Width of the matrices multiplied, and bytes copied: more than a launch, and more than a core's caches hold. For
-# wider matrices MKL keeps memory of its own, 5 MB, which would count as the run's.
+# Width of the matrices multiplied, and bytes copied: more than a launch, and more than a core's caches hold.
+# For wider matrices MKL keeps memory of its own, 5 MB, which would count as the run's.
 _SIZES = {"cpu": (192, 2**23), "cuda": (2048, 2**26)}
 
 

@@ -376,6 +376,8 @@ def _metrics(run: Mapping[str, Any]) -> dict[str, Any]:
     summary = {name: run["summary"].get(name) for name in METRICS if name not in ("learning", "seconds")}
     return {
         **summary,
+        # no metrics themselves: by these it is told whether memory and work are of the same thing
+        **{name: run["summary"].get(name) for name in ("resident_at_start_bytes", "clients_together")},
         **{f"{part}_fingerprint": parts[part].get("fingerprint") for part in ("split", "data", "model")},
         "broken_invariants": _broken(run),
         **{f"flops.{phase}": count for phase, count in flops.items()},

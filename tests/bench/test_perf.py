@@ -170,7 +170,7 @@ DIFFERENCES = (
 )
 
 
-# asks for a GPU; for minutes; for a minute a trial (see tests/bench/regress/test_slowdowns.py)
+# asks for a GPU; for minutes; for trials of 45 s (see tests/bench/regress/test_slowdowns.py)
 APART = ("gpu", "roofline", "slowdowns_idle", "slowdowns_busy", "same_idle", "same_busy")
 
 
