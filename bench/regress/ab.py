@@ -210,7 +210,7 @@ def measure(
             if not left or (over and number > 1):
                 break
             found, took = _timed(lambda: measure_round(*sides, plan, calls, number, log, left))  # noqa: B023
-            start_seconds = max(took - found.timed_seconds, 0.9 * start_seconds)
+            start_seconds = took - found.timed_seconds
             session.add(found.probes)
             session.seconds = time.monotonic() - began
             if setting.early:

@@ -256,8 +256,11 @@ def _measure(
     first = [process.answer("ready", "ended") for process in pair]
     found = ProbeRound()
     if all(message["event"] == "ready" for message in first):
-        n, took = _calls(pair[0], calls.get(probe))
-        calls.setdefault(probe, n)
+        if probe not in calls:
+            calls[probe] = _calls(pair[0])
+        n = calls[probe]
+        # the first burst of each warms it up: one side more than the other would show
+        took = n * max(process.burst(n) for process in pair)
         blocks = max(1, round(plan.seconds / (4 * took)))
         one, other = pair if number % 2 else pair[::-1]
         times: dict[str, list[float]] = {"base": found.base, "head": found.head}
@@ -275,14 +278,12 @@ def _measure(
     return found
 
 
-def _calls(process: ProbeProcess, known: int | None) -> tuple[int, float]:
-    """Find how many calls make a burst, unless that is known, and the seconds that a burst takes."""
-    calls = known or 1
-    took = calls * process.burst(calls)
-    while known is None and took < BURST_SECONDS / 2:
+def _calls(process: ProbeProcess) -> int:
+    """Find how many calls make a burst."""
+    calls = 1
+    while (took := calls * process.burst(calls)) < BURST_SECONDS / 2:
         calls = max(2 * calls, min(int(calls * BURST_SECONDS / max(took, 1e-9)), 100 * calls))
-        took = calls * process.burst(calls)
-    return calls, took
+    return calls
 
 
 def quietest_core() -> int | None:
