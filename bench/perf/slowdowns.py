@@ -21,7 +21,7 @@ from bench.regress.ab import Setting as Trial
 from bench.regress.judgement import Verdict
 from bench.regress.worktrees import Repository, Revision
 
-TRIAL_SECONDS = 45.0
+TRIAL_SECONDS = 55.0
 PROBES, SELECT = "tests/perf", "test_aggregation[100] or test_split[dirichlet] or test_encode[flora]"
 PLANTED = "tests/perf/test_splits.py::test_split[dirichlet]"
 
