@@ -65,7 +65,10 @@ def ab(
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
 ) -> None:
-    """Measure two revisions in turn in fresh processes; exit with 0 if no probe is slower, else with 1."""
+    """Measure two revisions in turn in fresh processes.
+
+    Exit with 0 if nothing got worse, with 1 if anything did, and with 2 if no time can be judged.
+    """
     from bench.regress.ab import Setting
     from bench.regress.gate import PROBE, Gate
     from bench.regress.metrics import SECONDS
@@ -76,6 +79,8 @@ def ab(
         raise BadInput("--base: name the revision to compare with, or give --calibrate, which takes none")
     if as_json and as_markdown:
         raise BadInput("--json and --markdown exclude each other; give one of them")
+    if calibrate and (out is not None or as_markdown):
+        raise BadInput("--calibrate compares nothing; leave out --out and --markdown")
     budgets = Gate.find(gate)
     setting = Setting(
         probes=probes,
@@ -155,9 +160,10 @@ def _judge(session: Session, budgets: Gate, out: Path | None, look: Look) -> int
     """Print what the rounds say, and keep them; give the exit code."""
     from datetime import date
 
-    from bench.cli.verdicts import judged, show
+    from bench.cli.verdicts import show
     from bench.regress.compare import compare_measurements
     from bench.regress.measurements import write_measurements
+    from bench.regress.metrics import SECONDS
 
     measured = session.measurements()
     if out is not None:
@@ -167,7 +173,11 @@ def _judge(session: Session, budgets: Gate, out: Path | None, look: Look) -> int
     show(comparison, **look._asdict())
     if comparison.fails:
         return EXIT_WORSE
-    return 0 if judged(comparison) else EXIT_NOTHING_JUDGED
+    times = [x for x in comparison.judgements if x.metric.name == SECONDS.name]
+    if all(x.verdict is Verdict.UNJUDGED for x in times):
+        _tell("no time could be judged, so that this is no pass")
+        return EXIT_NOTHING_JUDGED
+    return 0
 
 
 def _record(session: Session, setting: Setting, file: Path, as_json: bool) -> None:
@@ -176,6 +186,8 @@ def _record(session: Session, setting: Setting, file: Path, as_json: bool) -> No
     from bench.regress.noise import machine, record_noise
 
     found = spreads(session)
+    for probe, sides in session.failed.items():
+        _tell(f"{probe} could not be measured: {next(iter(sides.values()))}")
     if not found:
         raise BadInput(
             f"--limit: there was time for {session.rounds} rounds, too few to tell noise; give more"
@@ -196,12 +208,12 @@ def _record(session: Session, setting: Setting, file: Path, as_json: bool) -> No
     typer.echo(f"{of}: {session.rounds} rounds of {session.head.name} against itself")
     typer.echo(f"{'spread':>14}  {'found':>7}  {'could see':>14}  probe")
     for probe, spread in found.items():
-        figures = spread.deviation, decisions[probe].ratio - 1, decisions[probe].seen - 1
-        spread_text, found_text, seen_text = (f"{100 * x:+.1f} %" for x in figures)
-        typer.echo(f"{spread_text:>14}  {found_text:>7}  {seen_text:>14}  {probe}")
+        ratios = decisions[probe].ratio, decisions[probe].seen
+        found_text, seen_text = (f"{100 * (ratio - 1):+.1f} %" for ratio in ratios)
+        typer.echo(f"{100 * spread.deviation:>12.1f} %  {found_text:>7}  {seen_text:>14}  {probe}")
     typer.echo(
-        f"kept in {file}; a comparison alarms falsely about once in {1 / setting.false_alarms:,.0f} times; "
-        f"this one {'alarms' if alarms else 'does not alarm'}"
+        f"kept in {file}; about one in {1 / setting.false_alarms:,.0f} comparisons alarms falsely (more "
+        f"where processes come in two speeds); this one {'alarms' if alarms else 'does not'}"
     )
 
 

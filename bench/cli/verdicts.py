@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from bench.regress.calibrated import CALIBRATED
 from bench.regress.judgement import Comparison, Judgement, Verdict
 from bench.regress.metrics import Kind, Metric
 
@@ -27,6 +28,7 @@ _FOLDED_NAMES = 20
 _NAMED_AT_MOST = 3
 _WIDE = 10_000
 _FINGERPRINT = 12
+_TOLD_SHARE = 1e-5  # of less than that the difference alone is told
 _PROBE = "::"  # in the full name of every test, and in no cell's
 _STYLES = {Verdict.ACCEPTED: "yellow", Verdict.UNSURE: "yellow", Verdict.BETTER: "green"}
 _QUIET = (Verdict.SAME, Verdict.UNJUDGED)
@@ -88,7 +90,7 @@ def judged(comparison: Comparison) -> int:
 
 
 def verdict_line(comparison: Comparison, *, complete: bool = False) -> str:
-    """Say in one line what became of it all."""
+    """Say in one line what became of it all, and what NEW lacks, which fails if all is asked for."""
     failing = [x for x in comparison.judgements if x.verdict.fails]
     compared = judged(comparison)
     if failing:
@@ -99,8 +101,8 @@ def verdict_line(comparison: Comparison, *, complete: bool = False) -> str:
         said = f"nothing could be judged (of {_counted(len(comparison.judgements), 'metric')})"
     kinds = (Verdict.EXPIRED, Verdict.ACCEPTED, Verdict.UNSURE, Verdict.BETTER)
     said += "".join(f"; {n} {kind}" for kind in kinds if (n := comparison.count(kind)))
-    if complete and comparison.only_base:
-        said += f"; NEW lacks {len(comparison.only_base)} of what BASE has"
+    if comparison.only_base:
+        said += f"; {len(comparison.only_base):,} only in BASE" + (", which fails" if complete else "")
     return said
 
 
@@ -144,15 +146,14 @@ def _print(comparison: Comparison, everything: bool, complete: bool) -> None:
     rows = rows_of(judgements if everything else (x for x in judgements if x.verdict not in _QUIET))
     shown = rows[:SHOWN_ROWS] if on_terminal and not everything else rows
     most = None if everything or not on_terminal else _NAMED_AT_MOST
-    typer.echo(f"{comparison.base} -> {comparison.new}")
+    typer.echo(_line(f"{comparison.base} -> {comparison.new}"))
     if shown:
         _print_rows(shown, most, on_terminal)
     if len(shown) < len(rows):
         typer.echo(f"and {len(rows) - len(shown)} more such rows; --all shows them")
-    for line in [*([] if everything else _quiet(comparison)), *_alone(comparison, most)]:
-        typer.echo(line)
-    for caveat in comparison.caveats:
-        typer.echo(f"note: {caveat}")
+    notes = (f"note: {caveat}" for caveat in comparison.caveats)
+    for line in [*([] if everything else _quiet(comparison)), *_alone(comparison, most), *notes]:
+        typer.echo(_line(line))
     typer.echo(verdict_line(comparison, complete=complete))
 
 
@@ -179,11 +180,16 @@ def _table(rows: Sequence[Row], most: int | None, *, stacked: bool) -> Table:
     for row in rows:
         judgement = row.first
         style = "bold red" if judgement.verdict.fails else _STYLES.get(judgement.verdict, "")
-        where = named(row.subjects, most, "\n" if stacked else "; ")
-        told = [values_text(judgement), where, judgement.note]
+        where = named([_line(x) for x in row.subjects], most, "\n" if stacked else "; ")
+        told = [_line(values_text(judgement)), where, _line(judgement.note)]
         cells = ["\n".join(filter(None, told))] if stacked else told
-        table.add_row(Text(judgement.verdict, style), Text(row.metrics), *map(Text, cells))
+        table.add_row(Text(judgement.verdict, style), Text(_line(row.metrics)), *map(Text, cells))
     return table
+
+
+def _line(text: str) -> str:
+    """Put text on a line, and nothing in it that a terminal would do: names are others' to choose."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _quiet(comparison: Comparison) -> Iterator[str]:
@@ -278,14 +284,14 @@ def values_text(judgement: Judgement) -> str:
     texts = [_value_text(metric, value) for value in (base, new)]
     if base != new and texts[0] == texts[1]:
         texts = [_value_text(metric, value, exactly=True) for value in (base, new)]
-    if base == new:
-        return texts[0]
     change = _change_text(judgement)
+    if base == new and not judgement.change:
+        return texts[0]
     return f"{texts[0]} -> {texts[1]}" + (f" ({change})" if change else "")
 
 
 def _value_text(metric: Metric, value: float | str | None, exactly: bool = False) -> str:
-    from bench.report.text import ABSENT, bytes_text, digits, operations_text
+    from bench.report.text import ABSENT, bytes_text, digits
 
     if value is None:
         return ABSENT
@@ -293,10 +299,17 @@ def _value_text(metric: Metric, value: float | str | None, exactly: bool = False
         return value if exactly or len(value) <= _FINGERPRINT else f"{value[:_FINGERPRINT]}…"
     if metric.kind is Kind.STATISTICAL:
         return f"{100 * value:.{6 if exactly else 2}f} %"
-    if exactly or metric.kind is Kind.ROUNDING or (metric.unit == "" and value == int(value)):
+    if exactly or (metric.unit == "" and value == int(value)):
         return f"{value:,.15g} {metric.unit}".strip()
-    written = {"B": bytes_text, "FLOP": lambda x: f"{operations_text(x)}FLOP", "s": _seconds_text}
+    written = {"B": bytes_text, "FLOP": _operations_text, "s": _seconds_text}
     return written.get(metric.unit, lambda x: f"{digits(x)} {metric.unit}".strip())(value)
+
+
+def _operations_text(value: float) -> str:
+    from bench.report.text import operations_text
+
+    number, _, prefix = operations_text(value).partition(" ")
+    return f"{number} {prefix}FLOP"
 
 
 def _seconds_text(value: float) -> str:
@@ -316,13 +329,15 @@ def _change_text(judgement: Judgement) -> str:
     if metric.kind in (Kind.ROUNDING, Kind.STATISTICAL):  # which the note says
         return ""
     share = "" if judgement.change is None else _share_text(judgement.change)
+    if judgement.note.startswith(CALIBRATED):  # which may go up where the seconds go down
+        return f"in units of the kernel set {share}"
     if judgement.interval is not None:
         share += f", {_share_text(judgement.interval[0])} to {_share_text(judgement.interval[1])}"
     if metric.kind is not Kind.EXACT:
         return share
     difference = new - base
     by = f"{'+' if difference > 0 else '-'}{_value_text(metric, abs(difference))}"
-    return ", ".join(filter(None, (by, share)))
+    return by if abs(judgement.change or 0.0) < _TOLD_SHARE else f"{by}, {share}"
 
 
 def _share_text(share: float) -> str:

@@ -135,7 +135,7 @@ _EXPERIMENTS = (
     ),
     Experiment(
         "planted_growth",
-        "A byte, a parameter, 2 % of live tensors and 1 % of FLOPs planted in the code that runs, one run each.",
+        "A byte, a parameter, 2 % of live tensors, 1 % of FLOPs planted in the code that runs, one run each.",
         0.5,
         "planted",
         (Target("found_share", at_least=1), Target("false_alarms", at_most=0)),
@@ -150,7 +150,7 @@ _EXPERIMENTS = (
     *(
         Experiment(
             f"slowdowns_{machine}",
-            f"Slowdowns of 20, 10 and 5 % planted in one of three probes, 45 s of `ab` each, {how}.",
+            f"Slowdowns of 20, 10 and 5 % planted in one of three probes, 55 s of `ab` each, {how}.",
             30,
             "slowdowns",
             (
@@ -164,7 +164,7 @@ _EXPERIMENTS = (
     *(
         Experiment(
             f"same_{machine}",
-            f"The same revision on both sides, compared by `ab` for 45 s at a time, {how}.",
+            f"The same revision on both sides, compared by `ab` for 55 s at a time, {how}.",
             15,
             "slowdowns",
             (Target("false_alarms", at_most=0),),

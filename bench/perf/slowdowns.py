@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,7 +51,14 @@ def _slowed(work, share):
 
 make_split = _slowed(make_split, {share})
 """
-_BUSY = "while True: pass"
+# ends with who started it, however that ends
+_BUSY = """
+import os, sys
+
+while os.getppid() == int(sys.argv[1]):
+    for _ in range(1_000_000):
+        pass
+"""
 
 
 def slowdowns_idle(setting: Setting) -> Measured:
@@ -164,7 +172,8 @@ def _bench(busy: bool) -> Iterator[Repository]:
         raise Skipped("the suite does not run from a checkout of its repository")
     with tempfile.TemporaryDirectory(prefix="flora-bench-planted-") as folder:
         subprocess.run(["git", "clone", "--quiet", "--shared", str(root), folder], check=True)
-        occupied = subprocess.Popen([sys.executable, "-c", _BUSY]) if busy else None
+        command = [sys.executable, "-c", _BUSY, str(os.getpid())]
+        occupied = subprocess.Popen(command) if busy else None
         try:
             time.sleep(1 if busy else 0)
             yield Repository(Path(folder))
@@ -182,6 +191,5 @@ def _planted(repository: Repository, share: float) -> Revision:
             file.read_text(encoding="utf-8") + _SLOWED.replace("{share}", str(share)), encoding="utf-8"
         )
         own = Repository.at(tree)
-        who = ["-c", "user.name=planted", "-c", "user.email=planted@localhost"]
-        own.git(*who, "commit", "--quiet", "--no-verify", "--all", "--message", f"planted {share}")
+        own.git("commit", "--quiet", "--no-verify", "--all", "--message", f"planted {share}")
         return own.revision("HEAD", "--head")

@@ -6,6 +6,7 @@ What a comparison needs is in the measurements of the two: `bench.regress.compar
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 import time
 import uuid
@@ -71,11 +72,12 @@ class Session:
 
     Attributes:
         base, head: the revisions.
-        probes: those that both have.
+        probes: those that both have, or would if what they are in could be collected.
         only_base, only_head: those that one has alone.
         times: by probe, of each round the seconds a call of each burst: of the base and of the head.
         extra: figures that the probes left, by side and probe.
-        failed: why a probe could not be measured, by probe and side.
+        failed: why a probe could not be measured, by probe and side; one failure in any round is enough.
+        uncollected: why files could not be collected on either side, by file.
         rounds: how many there were.
         seconds: that it took so far.
         known: the machine's noise, by probe.
@@ -89,6 +91,7 @@ class Session:
     times: dict[str, tuple[list[list[float]], list[list[float]]]] = field(default_factory=dict)
     extra: dict[str, dict[str, Mapping[str, Any]]] = field(default_factory=lambda: {BASE: {}, HEAD: {}})
     failed: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    uncollected: Mapping[str, str] = field(default_factory=dict)
     rounds: int = 0
     seconds: float = 0.0
     known: Mapping[str, Spread] = field(default_factory=dict)
@@ -103,7 +106,10 @@ class Session:
         """Take a round in."""
         self.rounds += 1
         for probe, measured in found.items():
-            if not measured.failed:
+            if measured.failed:
+                self.failed[probe] = measured.failed
+                self.times.pop(probe, None)
+            else:
                 base, head = self.times.setdefault(probe, ([], []))
                 base.append(measured.base)
                 head.append(measured.head)
@@ -127,7 +133,11 @@ class Session:
         base, head = (
             Measurements(
                 revision.name,
-                benchmarks=[self._benchmark(probe, side, place) for probe in self.times],
+                benchmarks=[
+                    *(self._benchmark(probe, side, place) for probe in self.times),
+                    # a probe that fails on the head alone is what the base has and the head lacks
+                    *(Benchmark(probe, []) for probe in self.failed if self._lost(probe) and side == BASE),
+                ],
                 revision={"commit": revision.commit, "dirty": revision.dirty, "time": revision.time},
                 machine=machine,
             )
@@ -137,20 +147,32 @@ class Session:
 
     def told(self, comparison: Comparison) -> Comparison:
         """Add to a comparison of the measurements what they do not hold: what could not be measured."""
+        from bench.report.text import counted
+
         failed = [self._unmeasured(probe) for probe in self.failed]
+        unknown = [
+            f"{file} was not collected on either side: {why}" for file, why in self.uncollected.items()
+        ]
         return replace(
             comparison,
             judgements=[*comparison.judgements, *failed],
             only_base=self.only_base,
             only_new=self.only_head,
-            caveats=[*comparison.caveats, f"{self.rounds} rounds of fresh processes in {self.seconds:.0f} s"],
+            caveats=[
+                *comparison.caveats,
+                *unknown,
+                f"{counted(self.rounds, 'round')} of fresh processes in {self.seconds:.0f} s",
+            ],
         )
 
     def _unmeasured(self, probe: str) -> Judgement:
         sides = self.failed[probe]
-        verdict = Verdict.LOST if BASE not in sides else Verdict.UNJUDGED
+        verdict = Verdict.LOST if self._lost(probe) else Verdict.UNJUDGED
         note = "; ".join(f"fails on the {side}: {why}" for side, why in sides.items())
         return Judgement(probe, SECONDS, None, None, verdict, note=note)
+
+    def _lost(self, probe: str) -> bool:
+        return BASE not in self.failed[probe]
 
     def _benchmark(self, probe: str, side: str, place: int) -> Benchmark:
         rounds = self.times[probe][place]
@@ -198,7 +220,9 @@ def measure(
         calls: dict[str, int] = {}
         tell(f"collecting probes, and running each once: {base.name} and {head.name}")
         first, start_seconds = _timed(lambda: measure_round(*sides, plan, calls, 0, log))
-        _take_first(session, first, sides, setting)
+        _check_modules(first, sides, repository)
+        _take_first(session, first)
+        _check_any(session, setting)
         left = [probe for probe in session.probes if probe not in session.failed]
         start_seconds -= first.timed_seconds
         for number in count(1):
@@ -213,10 +237,24 @@ def measure(
             start_seconds = took - found.timed_seconds
             session.add(found.probes)
             session.seconds = time.monotonic() - began
+            _check_any(session, setting)
+            left = [probe for probe in left if probe not in session.failed]
             if setting.early:
                 left = [probe for probe in left if not _decided(session, probe, setting)]
             tell(_headway(session, left, setting))
+            if number == 1 and left:
+                _warn_of_little_time(session, took, setting, tell)
             yield session
+
+
+def _warn_of_little_time(session: Session, round_seconds: float, setting: Setting, tell: Tell) -> None:
+    """Say after the first round, and not after all of them, that there will not be enough."""
+    rounds = 1 + int((setting.limit_seconds - session.seconds) / round_seconds)
+    if rounds < MIN_ROUNDS:
+        tell(
+            f"a round takes {round_seconds:.0f} s: there is time for {max(rounds, 1)} of the {MIN_ROUNDS} "
+            "that are needed; give more --limit, or choose probes by -k"
+        )
 
 
 def _timed(work: Callable[[], Round]) -> tuple[Round, float]:
@@ -273,45 +311,85 @@ def _probes_path(repository: Repository, head: Revision, probes: str) -> Path:
 
 def _files_of(probes: Sequence[str]) -> list[str]:
     """Give the files that probes are in: what others import takes time in each round."""
-    return list(dict.fromkeys(probe.partition("::")[0] for probe in probes))
+    return list(dict.fromkeys(map(_file_of, probes)))
+
+
+def _file_of(probe: str) -> str:
+    return probe.partition("::")[0]
 
 
 def _pytest_arguments(setting: Setting) -> list[str]:
     return [setting.probes, *(["-k", setting.select] if setting.select else [])]
 
 
-def _take_first(session: Session, first: Round, sides: tuple[Side, Side], setting: Setting) -> None:
+def _take_first(session: Session, first: Round) -> None:
     """Take in what the round before all others says: which probes there are, and what they leave."""
-    _check_modules(first, sides)
-    base, head = first.collected[BASE], first.collected[HEAD]
-    session.probes = list(first.probes)
-    session.only_base = [probe for probe in base if probe not in set(head)]
-    session.only_head = [probe for probe in head if probe not in set(base)]
     session.failed = {probe: found.failed for probe, found in first.probes.items() if found.failed}
+    session.only_base = _alone(session, first, BASE, HEAD)
+    session.only_head = _alone(session, first, HEAD, BASE)
+    session.probes = list(dict.fromkeys([*first.probes, *session.failed]))
+    broken = first.uncollected[BASE]
+    session.uncollected = {file: why for file, why in first.uncollected[HEAD].items() if file in broken}
     for probe, found in first.probes.items():
         for side, extra in found.extra.items():
             session.extra[side][probe] = extra
-    if session.probes and len(session.failed) == len(session.probes):
-        side, why = next(iter(session.failed[session.probes[0]].items()))
-        raise BadInput(f"--probes: none could be measured; {session.probes[0]} fails on the {side}: {why}")
+
+
+def _alone(session: Session, first: Round, side: str, other: str) -> list[str]:
+    """Give the probes of a side that the other has not; those that it could not collect have failed on it."""
+    broken = {_file_of(place): why for place, why in first.uncollected[other].items()}
+    known = set(first.collected[other])
+    alone = [probe for probe in first.collected[side] if probe not in known]
+    for probe in alone:
+        if _file_of(probe) in broken:
+            session.failed[probe] = {other: f"not collected: {broken[_file_of(probe)]}"}
+    return [probe for probe in alone if probe not in session.failed]
+
+
+def _check_any(session: Session, setting: Setting) -> None:
+    """See that there is something to measure.
+
+    Raises:
+        BadInput: there is not.
+    """
     if not session.probes:
         chosen = f" that -k {setting.select!r} selects" if setting.select else ""
-        raise BadInput(f"--probes: the revisions have no probe in common in {setting.probes!r}{chosen}")
+        broken = "".join(f"; {file} was not collected: {why}" for file, why in session.uncollected.items())
+        raise BadInput(
+            f"--probes: the revisions have no probe in common in {setting.probes!r}{chosen}{broken}"
+        )
+    if len(session.failed) == len(session.probes):
+        probe = session.probes[0]
+        side, why = next(iter(session.failed[probe].items()))
+        raise BadInput(f"--probes: none could be measured; {probe} fails on the {side}: {why}")
 
 
-def _check_modules(first: Round, sides: tuple[Side, Side]) -> None:
+def _check_modules(first: Round, sides: tuple[Side, Side], repository: Repository) -> None:
     """See that each process ran its own revision, and not one that is installed in its environment.
 
     Raises:
         BadInput: it did not.
     """
     for side in sides:
-        for package, file in first.modules[side.name].items():
-            if not Path(file).resolve().is_relative_to(side.folder.resolve()):
+        files = {name: Path(file).resolve() for name, file in first.modules[side.name].items()}
+        tree = side.folder.resolve()
+        elsewhere = {name: file for name, file in files.items() if not file.is_relative_to(tree)}
+        own = _top_level(tree) - sys.stdlib_module_names
+        # an editable installation is of the working tree, wherever in it its packages lie
+        installed = repository.tracked(elsewhere.values())
+        for name, file in elsewhere.items():
+            if name in own or file in installed:
                 raise BadInput(
-                    f"{side.name}: {package!r} was imported from {file!r} and not from the revision; "
+                    f"{side.name}: {name!r} was imported from {str(file)!r} and not from the revision; "
                     "its environment has another one that comes first"
                 )
+
+
+def _top_level(tree: Path) -> set[str]:
+    """Name the modules and packages that can be imported from a checkout as it is."""
+    places = (tree, tree / "src")
+    packages = {path.parent.name for place in places for path in place.glob("*/__init__.py")}
+    return packages | {path.stem for place in places for path in place.glob("*.py")}
 
 
 def _probe_seconds(setting: Setting, session: Session, probes: int, start_seconds: float) -> float:

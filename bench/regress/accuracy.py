@@ -26,7 +26,9 @@ from scipy import optimize, stats
 
 from bench.regress.judgement import Verdict
 from bench.regress.measurements import CellMeasures
-from bench.report.statistics import holm, paired_t_p, t_factor
+from bench.regress.pairing import seed_text
+from bench.report.statistics import holm, t_factor
+from bench.report.text import counted
 
 CONFIDENCE = 0.95
 """Of the interval that decides; one in forty comparisons of equals calls the new side worse."""
@@ -42,6 +44,9 @@ FEWEST_IMAGES = 3
 
 DOUBLED_EVERY = 10
 """Rounds in which what rounding may come to doubles: each round starts from what the last one rounded."""
+
+DOUBLED_AT_MOST = 10
+"""So often and no more, or after enough rounds anything would pass."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Judged:
 
 
 def judge_accuracy(
-    base: Sequence[float | None], new: Sequence[float | None], *, margin: float = 0.0
+    base: Sequence[float | None], new: Sequence[float | None], *, margin: float = 0.0, images: int = 0
 ) -> Judged:
     """Compare accuracies over the seeds that both sides have, by the t-interval of their mean difference.
 
@@ -98,10 +103,14 @@ def judge_accuracy(
     same if the interval leaves no room for a drop that counts (the margin, or `COUNTS` where that is 0), and
     unsure if it does; the note then names the smallest drop that so many seeds could have seen.
 
+    Differences are taken to spread by one image at least: accuracies are no finer, and a few seeds may differ
+    by the same image by chance, though hardly by the same ten.
+
     Args:
         base: one a seed.
         new: likewise, in the same order; a seed that lacks one of the two does not count.
         margin: drop that is let pass, as a share of all test images.
+        images: how many are tested; 0 if that is not known.
 
     Raises:
         ValueError: the sides have unlike many.
@@ -115,29 +124,28 @@ def judge_accuracy(
     found = Judged(Verdict.SAME, float(before.mean()), float(after.mean()))
     if found.base:
         found = replace(found, change=float(differences.mean()) / found.base)
-    seeds = _counted(len(pairs), "seed")
+    seeds = counted(len(pairs), "seed")
     if not differences.any():
         return replace(found, note=f"the same in {seeds}", p_value=1.0 if len(pairs) > 1 else None)
-    moved = f"{100 * differences.mean():+.2f} points"
     if len(pairs) == 1:
-        return replace(
-            found, verdict=Verdict.UNJUDGED, note=f"{moved} in one seed, whose spread is not known"
-        )
-    if np.ptp(differences) == 0:
-        return replace(
-            found, verdict=Verdict.UNSURE, note=f"{moved} in each of {seeds}: no spread to judge by"
-        )
-    return _by_interval(found, differences, margin, f"{moved} over {seeds}")
+        return replace(found, verdict=Verdict.UNJUDGED, note="one seed, whose spread is not known")
+    spread = float(differences.std(ddof=1)) if np.ptp(differences) else 0.0
+    least = 1 / images if images else 0.0
+    over = f"over {seeds}" if spread > least else f"over {seeds}, whose spread is taken for that of one image"
+    moved = f"{100 * differences.mean():+.2f} points {over}"
+    return _by_interval(found, differences, max(spread, least) or 1 / _FEW, margin, moved)
 
 
-def _by_interval(found: Judged, differences: np.ndarray, margin: float, moved: str) -> Judged:
+def _by_interval(
+    found: Judged, differences: np.ndarray, deviation: float, margin: float, moved: str
+) -> Judged:
     count, mean = len(differences), float(differences.mean())
-    error = float(differences.std(ddof=1)) / count**0.5
+    error = deviation / count**0.5
     half_width = t_factor(count, CONFIDENCE) * error
     low, high = mean - half_width, mean + half_width
-    interval = f"{CONFIDENCE:.0%} interval {100 * low:+.2f} to {100 * high:+.2f}"
-    drop = margin + smallest_drop(count, error * count**0.5)
-    seen = f"could have seen a drop of {100 * drop:.2f} points with {POWER:.0%} power"
+    interval = f"{100 * CONFIDENCE:g} % interval {100 * low:+.2f} to {100 * high:+.2f}"
+    drop = margin + smallest_drop(count, deviation)
+    seen = f"could have seen a drop of {100 * drop:.2f} points with {100 * POWER:g} % power"
     counts = margin or COUNTS
     if high < -margin:
         verdict, note = Verdict.WORSE, f"{moved}, {interval}"
@@ -148,7 +156,7 @@ def _by_interval(found: Judged, differences: np.ndarray, margin: float, moved: s
         note = f"{moved}, {interval}; {seen}"
     relative = (low / found.base, high / found.base) if found.base else None
     beyond = mean - float(np.clip(mean, -margin, margin))
-    p_value = paired_t_p(differences - mean + beyond)
+    p_value = float(2 * stats.t.sf(abs(beyond) / error, count - 1))
     return replace(found, verdict=verdict, interval=relative, note=note, p_value=p_value)
 
 
@@ -235,12 +243,14 @@ def judge_learning(base: Sequence[CellMeasures], new: Sequence[CellMeasures]) ->
     beyond = [difference for difference in compared if difference.times > 1]
     if not beyond:
         most = max(compared, key=lambda x: x.times)
-        within = f"at most {most.times:.2%} of what rounding may do" if most.times else "no digit differs"
+        within = (
+            f"at most {100 * most.times:.2f} % of what rounding may do" if most.times else "no digit differs"
+        )
         return _judged(Verdict.SAME, most, within)
     first = min(beyond, key=lambda x: (x.round, -x.times))
     changed = len({difference.seed for difference in beyond})
     size = "" if first.times == inf else f", {first.times:.3g} times what rounding may do"
-    where = f"from round {first.round} on, in {changed} of {_counted(len(base), 'seed')}"
+    where = f"from round {first.round} on, in {changed} of {counted(len(base), 'seed')}"
     return _judged(Verdict.CHANGED, first, f"{where}: {first.text} (seed {first.seed}){size}")
 
 
@@ -259,7 +269,7 @@ def _differences(base: CellMeasures, new: CellMeasures) -> Iterator[_Difference]
         for number, (b, n) in enumerate(zip_longest(before, after)):
             if _known(b) or _known(n):
                 times = _distance(what, b, n) / _tolerance(what, base, number)
-                yield _Difference(_seed(base.config), number, what, b, n, times)
+                yield _Difference(seed_text(base.config.get("seed", 0)), number, what, b, n, times)
 
 
 def _tolerance(what: str, cell: CellMeasures, number: int) -> float:
@@ -267,7 +277,7 @@ def _tolerance(what: str, cell: CellMeasures, number: int) -> float:
     first = COARSE if _is_coarse(cell.config) else FINE
     # accuracies are quotients of counts: half an image more keeps their arithmetic out of it
     of_images = max(first.images, (FEWEST_IMAGES + 0.5) / (cell.test_images or _FEW))
-    return (first.loss if what == "loss" else of_images) * 2 ** (number / DOUBLED_EVERY)
+    return (first.loss if what == "loss" else of_images) * 2 ** min(number / DOUBLED_EVERY, DOUBLED_AT_MOST)
 
 
 def _is_coarse(config: Mapping[str, Any]) -> bool:
@@ -287,20 +297,9 @@ def _distance(what: str, base: float | None, new: float | None) -> float:
     return abs(new - base) / (max(1.0, abs(base)) if what == "loss" else 1.0)
 
 
-def _seed(config: Mapping[str, Any]) -> str:
-    """Name a seed, of one number where its four streams have the same."""
-    seed = config.get("seed", 0)
-    numbers = list(seed.values()) if isinstance(seed, Mapping) else [seed]
-    return str(numbers[0]) if len(set(numbers)) == 1 else "-".join(map(str, numbers))
-
-
 def _shown(value: float | None) -> str:
     return "none" if value is None or not isfinite(value) else f"{value:.6g}"
 
 
 def _known(value: float | None) -> TypeGuard[float]:
     return value is not None and isfinite(value)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -90,14 +91,17 @@ def _contents(side: Measurements) -> str:
 
 def _of_cells(cells: Sequence[Cell], gate: Gate) -> Iterator[Found]:
     statistical = _statistical(cells, gate)
-    for cell in cells:
+    for place, cell in enumerate(cells):
         for metric in _metrics_of(cell):
             limit = gate.limit(metric, cell.fields)
-            alike = [pair for pair in cell.pairs if not _unlike(metric, pair)]
+            alike = [
+                pair for pair in cell.pairs if not _unlike(metric, pair) or _is_capped(pair, metric, limit)
+            ]
             if not alike:
-                found = _of_unlike(cell.subject, metric, cell.pairs, limit)
+                pair = cell.pairs[0]
+                found = _unjudged(cell.subject, metric, *_values(pair, metric), _unlike(metric, pair))
             elif metric.kind is Kind.STATISTICAL:
-                found = statistical[cell.subject, metric.name]
+                found = _lost(cell.subject, metric, alike) or statistical[place, metric.name]
             elif metric.kind is Kind.ROUNDING:
                 found = _learning(cell.subject, metric, alike)
             elif metric.kind is Kind.NOISY:
@@ -122,7 +126,7 @@ def _value(values: Values, name: str) -> Figure:
     value = values.get(name)
     if isinstance(value, str):
         return value
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    return value if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
 
 
 def _values(pair: Pair, metric: Metric) -> tuple[Figure, Figure]:
@@ -145,12 +149,9 @@ def _unlike(metric: Metric, pair: Pair) -> str:
     return _unlike_processes(metric, pair.base.metrics, pair.new.metrics)
 
 
-def _of_unlike(subject: str, metric: Metric, pairs: Sequence[Pair], limit: Limit) -> Judgement:
-    """Hold what cannot be compared to the budget that holds whatever BASE is, and say why it is not."""
-    for pair in pairs:
-        if _above_cap(_values(pair, metric)[1], limit):
-            return _of_values(subject, metric, *_values(pair, metric), limit)
-    return _unjudged(subject, metric, *_values(pairs[0], metric), _unlike(metric, pairs[0]))
+def _is_capped(pair: Pair, metric: Metric, limit: Limit) -> bool:
+    """Whether NEW is above what it may not be, whatever BASE is and however unlike the two are."""
+    return _above_cap(_values(pair, metric)[1], limit)
 
 
 def _device(cell: CellMeasures) -> str:
@@ -158,7 +159,7 @@ def _device(cell: CellMeasures) -> str:
 
 
 def _unlike_processes(metric: Metric, base: Values, new: Values) -> str:
-    if metric.name != "peak_memory_bytes":
+    if metric.name != "peak_memory_bytes" or None in (_value(base, metric.name), _value(new, metric.name)):
         return ""
     before, after = _value(base, RESIDENT), _value(new, RESIDENT)
     if not isinstance(before, int | float) or not isinstance(after, int | float):
@@ -206,28 +207,46 @@ def _learning(subject: str, metric: Metric, pairs: Sequence[Pair]) -> Judgement:
     return _told(subject, metric, judge_learning([x.base for x in pairs], [x.new for x in pairs]))
 
 
-def _statistical(cells: Iterable[Cell], gate: Gate) -> dict[tuple[str, str], Judgement]:
-    """Judge what is statistical of all cells, corrected for how many there are that changed at all."""
-    found: dict[tuple[str, str], Judgement] = {}
-    changed: dict[tuple[str, Metric], tuple[list[float | None], list[float | None], float]] = {}
-    for cell in cells:
-        for metric in (x for x in _metrics_of(cell) if x.kind is Kind.STATISTICAL):
-            sides = [_numbers(cell, metric, side) for side in (0, 1)]
-            if sides[0] == sides[1]:  # there is nothing that chance could have made of it
-                known = [value for value in sides[0] if value is not None]
-                mean = fmean(known) if known else None
-                found[cell.subject, metric.name] = Judgement(cell.subject, metric, mean, mean, Verdict.SAME)
-            else:
-                changed[cell.subject, metric] = (sides[0], sides[1], gate.limit(metric, cell.fields).absolute)
-    if changed:
-        from bench.regress.accuracy import corrected, judge_accuracy
+def _lost(subject: str, metric: Metric, pairs: Sequence[Pair]) -> Judgement | None:
+    """Say that NEW lacks an accuracy in seeds in which BASE has it: the others alone would say too little."""
+    lost = [x for x in (_values(pair, metric) for pair in pairs) if x[0] is not None and x[1] is None]
+    if not lost:
+        return None
+    note = f"NEW lacks it in {len(lost)} of {len(pairs)} seeds"
+    return Judgement(subject, metric, *lost[0], Verdict.LOST, note=note)
 
-        judged = corrected(
-            [judge_accuracy(base, new, margin=margin) for base, new, margin in changed.values()]
-        )
-        for (subject, metric), of_metric in zip(changed, judged, strict=True):
-            found[subject, metric.name] = _told(subject, metric, of_metric)
+
+def _statistical(cells: Sequence[Cell], gate: Gate) -> dict[tuple[int, str], Judgement]:
+    """Judge what is statistical of all cells, by their place and the metric's name.
+
+    It is corrected for how many there are that changed at all.
+    """
+    found: dict[tuple[int, str], Judgement] = {}
+    changed: dict[tuple[int, Metric], Judged] = {}
+    for place, cell in enumerate(cells):
+        for metric in (x for x in _metrics_of(cell) if x.kind is Kind.STATISTICAL):
+            base, new = (_numbers(cell, metric, side) for side in (0, 1))
+            if base == new:  # there is nothing that chance could have made of it
+                known = [value for value in base if value is not None]
+                mean = fmean(known) if known else None
+                found[place, metric.name] = Judgement(cell.subject, metric, mean, mean, Verdict.SAME)
+            else:
+                changed[place, metric] = _over_seeds(cell, base, new, gate.limit(metric, cell.fields))
+    if changed:
+        from bench.regress.accuracy import corrected
+
+        for (place, metric), judged in zip(changed, corrected([*changed.values()]), strict=True):
+            found[place, metric.name] = _told(cells[place].subject, metric, judged)
     return found
+
+
+def _over_seeds(
+    cell: Cell, base: Sequence[float | None], new: Sequence[float | None], limit: Limit
+) -> Judged:
+    from bench.regress.accuracy import judge_accuracy
+
+    images = min(pair.base.test_images for pair in cell.pairs)
+    return judge_accuracy(base, new, margin=limit.absolute, images=images)
 
 
 def _numbers(cell: Cell, metric: Metric, side: int) -> list[float | None]:
@@ -282,7 +301,7 @@ def _unlike_figure(metric: Metric, base: Values, new: Values) -> str:
 
 
 def _interleaved(base: Benchmark, new: Benchmark) -> bool:
-    sessions = [x.extra.get("interleaved", {}).get("session") for x in (base, new)]
+    sessions = [(x.extra.get("interleaved") or {}).get("session") for x in (base, new)]
     return sessions[0] is not None and sessions[0] == sessions[1]
 
 
@@ -299,7 +318,7 @@ def _decided(base: Benchmark, new: Benchmark, limit: Limit) -> Judgement:
             comparisons=other.get("comparisons", 1),
             known=Spread(**other["spread"]) if other.get("spread") else None,
         )
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ArithmeticError) as error:
         return _unjudged(new.name, SECONDS, *middle, f"its rounds cannot be compared: {error}")
     if decision.verdict is Verdict.UNJUDGED:
         return _unjudged(new.name, SECONDS, *middle, decision.note)
@@ -345,8 +364,10 @@ def _moved(metric: Metric, base: float, new: float, limit: Limit) -> tuple[Verdi
 
 
 def _change(base: Figure, new: Figure) -> float | None:
-    numbers = isinstance(base, int | float) and isinstance(new, int | float)
-    return new / base - 1 if numbers and base else None  # type: ignore[operator]
+    if not isinstance(base, int | float) or not isinstance(new, int | float) or not base:
+        return None
+    change = new / base - 1
+    return change if math.isfinite(change) else None
 
 
 def _amount(value: float, metric: Metric) -> str:
@@ -397,11 +418,14 @@ def _caveats(base: Measurements, new: Measurements, cells: Sequence[Cell]) -> li
         for name, side in (("BASE", base), ("NEW", new))
         if side.revision.get("dirty")
     ]
-    return [*dirty, *_of_machines(base.machine, new.machine), *_of_runs(cells)]
+    return [*dirty, *_of_machines(base.machine, new.machine), *_of_runs(cells), *_of_names((base, new))]
 
 
 def _of_machines(base: Values, new: Values) -> list[str]:
-    flat = [{**side, **(side.get("packages") or {})} for side in (base, new)]
+    flat = [
+        {**side, **packages} if isinstance(packages := side.get("packages"), Mapping) else side
+        for side in (base, new)
+    ]
     names = [name for name in flat[0] if name in flat[1] and name != "packages"]
     differ = [f"{x} {flat[0][x]} -> {flat[1][x]}" for x in names if flat[0][x] != flat[1][x]]
     return [f"measured on unlike machines: {', '.join(differ)}"] if differ else []
@@ -409,24 +433,37 @@ def _of_machines(base: Values, new: Values) -> list[str]:
 
 def _of_times(judgements: Iterable[Judgement]) -> list[str]:
     n = sum(x.note.startswith(CALIBRATED) for x in judgements)
-    told = (
-        "compared in units of kernels measured around them, at another time or on another machine of the kind"
-    )
-    return [f"times: {n:,} {told}"] if n else []
+    told = "in units of the kernel set around them, at another time or on another machine of the kind"
+    return [f"times: {n:,} compared {told}"] if n else []
 
 
 def _of_runs(cells: Iterable[Cell]) -> list[str]:
-    """Say where runs of one cell were computed in another way."""
-    asked = {
-        "device": lambda cell: cell.config.get("device"),
-        "threads": lambda cell: (cell.config.get("compute") or {}).get("threads"),
-        "clients trained together": lambda cell: cell.metrics.get(TOGETHER),
-    }
+    """Say where runs of one cell were computed in another way, as far as both sides know."""
+    asked = {"device": _device, "threads": _threads, "clients trained together": _together}
     pairs = [pair for cell in cells for pair in cell.pairs]
     said = []
     for name, of in asked.items():
-        differ = [(of(x.base), of(x.new)) for x in pairs if of(x.base) != of(x.new)]
+        ways = [(of(x.base), of(x.new)) for x in pairs]
+        differ = [f"{one} -> {other}" for one, other in ways if None not in (one, other) and one != other]
         if differ:
-            told = some(f"{one} -> {other}" for one, other in differ)
-            said.append(f"{name} differ in {len(differ)} of {len(pairs)} runs: {told}")
+            said.append(f"{name} differ in {len(differ)} of {len(pairs)} runs: {some(differ)}")
     return said
+
+
+def _threads(cell: CellMeasures) -> str | None:
+    fields = fields_of(cell.config)
+    if "compute.threads" not in fields:
+        return None
+    return "default" if fields["compute.threads"] is None else str(fields["compute.threads"])
+
+
+def _together(cell: CellMeasures) -> str | None:
+    together = cell.metrics.get(TOGETHER)
+    return None if together is None else str(together)
+
+
+def _of_names(sides: Iterable[Measurements]) -> list[str]:
+    """Name what cells have that is no metric, as what one suite calls so another may call otherwise."""
+    names = {name for side in sides for cell in side.cells for name in cell.metrics}
+    unknown = sorted(name for name in names - {RESIDENT, TOGETHER} if metric_of(name) is None)
+    return [f"not compared, as no metric is called so: {some(unknown)}"] if unknown else []

@@ -13,6 +13,12 @@ A revision is slower if all three hold:
 
 A round in which the machine did something else neither alarms nor hides: medians, and a spread that draws
 what lies far out in to the others.
+
+How often it alarms falsely holds for rounds that spread about their middle as normal or heavy-tailed values
+do. In simulated comparisons of five probes, looked at after each round from 6 to 16, 0.3 to 1.4 in 1,000
+alarmed where rounds spread by 10 %, 0.05 where they spread by 3 %. It does not hold where processes come in
+two kinds that differ by more than what counts: with one in five, or half, 6 % slower than the others, 1 %
+and 6 % alarmed. Comparing a revision with itself shows whether a machine is such.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from bench.regress.judgement import Verdict
 from bench.regress.metrics import NOISY_SHARE
 
 FALSE_ALARMS = 0.001
-"""How often a comparison of the same revision with itself may alarm, over all its probes."""
+"""How often the last look at the same revision twice may call it slower, over all its probes."""
 
 EARLY = 0.1
 """Share of that rate which one look before the last may use up (after Haybittle and Peto)."""
@@ -43,7 +49,6 @@ MANN_WHITNEY_P = 0.002
 _MEDIAN_ERROR = math.sqrt(math.pi / 2)  # of a median of normal values, in units of that of their mean
 _FAR = 3.0  # median absolute deviations
 _DRAWS = 4000
-_NOISIER_P = 0.05
 _SEED = 0
 
 Rounds = Sequence[Sequence[float]]
@@ -112,7 +117,8 @@ def decide(
         base: seconds a call of each burst, a list a round.
         new: the same of the revision that may be slower; a block A B B A gives two bursts to each.
         smallest: the smallest slowdown that counts, as a share of the base.
-        false_alarms: how often it may alarm with no difference, over all `comparisons`.
+        false_alarms: how often this look may call it slower with no difference, over all `comparisons`; and
+            as often faster.
         comparisons: how many probes are judged together.
         known: the spread of rounds on this machine, from comparing a revision with itself.
 
@@ -179,18 +185,11 @@ def _error(ratios: Sequence[float], known: Spread | None) -> tuple[float, int]:
     What is known of the machine is used too, unless these rounds are noisier than it says.
     """
     own = spread_of(ratios)
-    if known is not None and known.degrees and not _noisier(own, known):
+    if known is not None and known.degrees and own.deviation <= known.deviation:
         degrees = own.degrees + known.degrees
         squares = own.degrees * own.deviation**2 + known.degrees * known.deviation**2
         own = Spread(math.sqrt(squares / degrees), degrees)
     return _MEDIAN_ERROR * own.deviation / math.sqrt(len(ratios)), own.degrees
-
-
-def _noisier(own: Spread, known: Spread) -> bool:
-    if known.deviation == 0:
-        return own.deviation > 0
-    p = stats.f.sf((own.deviation / known.deviation) ** 2, own.degrees, known.degrees)
-    return bool(p < _NOISIER_P)
 
 
 def _bootstrap(ratios: Sequence[float]) -> tuple[float, float]:

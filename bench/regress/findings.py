@@ -10,8 +10,9 @@ from typing import Any
 from bench.regress.history import History, Point, Revision, Series
 from bench.regress.judgement import Verdict
 from bench.regress.metrics import Better, Kind, Metric
+from bench.regress.pairing import some
 from bench.regress.steps import Drift, Fit, Step, exact_steps, noisy_steps
-from bench.report.text import bytes_text, counted, digits, operations_text
+from bench.report.text import bytes_text, counted, digits
 from flora.errors import BadInput
 
 SMALLEST_SHARE = 0.005
@@ -127,7 +128,7 @@ def chosen(history: History, probes: Sequence[str] = (), metrics: Sequence[str] 
             raise BadInput(f"--metric: {name!r} is not in the history{nearest(name, known)}")
     for pattern in probes:
         if not any(_matches(one.subject, pattern, fnmatchcase) for one in left):
-            raise BadInput(f"--probe: no subject matches {pattern!r}{nearest(pattern, history.subjects)}")
+            raise BadInput(f"--probe: no subject matches {pattern!r}; there is {some(history.subjects)}")
     return [
         one
         for one in left
@@ -140,14 +141,15 @@ def value_text(value: float | str, metric: Metric) -> str:
     """Write a value with its unit."""
     if isinstance(value, str):
         return value[:12]
+    if metric.kind is Kind.EXACT and metric.unit:
+        # to the last digit, as any change counts; the mean of several seeds may be no whole number
+        return f"{value:,.{0 if value == int(value) else 2}f} {metric.unit}"
     if metric.unit == "B":
-        return f"{value:,.0f} B" if metric.kind is Kind.EXACT else bytes_text(value, 4)
+        return bytes_text(value, 4)
     if metric.unit == "s":
         return seconds_text(value)
     if metric.kind is Kind.STATISTICAL:
         return f"{100 * value:.1f} %"
-    if metric.unit == "FLOP":
-        return f"{operations_text(value, 5)}FLOP"
     return f"{value:,.0f}" if value == int(value) else digits(value)
 
 

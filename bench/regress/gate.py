@@ -161,8 +161,7 @@ class Gate(_Part):
                 place = f"[[cells]] {number}: metrics"
                 _check_bounds(f"{place}.{name}", self._known(name, place), bounds)
         for number, accepted in enumerate(self.accepted, 1):
-            if not any(fnmatchcase(name, accepted.metric) for name in (*METRICS, *self.metrics)):
-                self._known(accepted.metric, f"[[accepted]] {number}: metric")
+            self._check_accepted(f"[[accepted]] {number}", accepted)
         return self
 
     @classmethod
@@ -272,6 +271,17 @@ class Gate(_Part):
                 said.append(f"{name} means nothing that was compared{_unknown(override.where, judged)}")
         return said
 
+    def _check_accepted(self, place: str, accepted: Accepted) -> None:
+        """Refuse what means no metric, and a cap where it would let pass whatever is worse."""
+        names = [name for name in (*METRICS, *self.metrics) if fnmatchcase(name, accepted.metric)]
+        metrics = [self._known(name, f"{place}: metric") for name in names or [accepted.metric]]
+        uncapped = [metric.name for metric in metrics if metric.better is not Better.LOWER]
+        if accepted.at_most is not None and uncapped:
+            raise ValueError(
+                f"{place}: at_most: would let pass any loss of {uncapped[0]}, of which less is not better; "
+                "give relative"
+            )
+
     def _known(self, name: str, place: str) -> Metric:
         metric = self.metric(name)
         if metric is None:
@@ -302,8 +312,9 @@ def _meets_one(name: str, sign: str, text: str, fields: Fields) -> bool:
     if name not in fields:
         return False
     value = fields[name]
-    if name == PROBE and sign in ("=", "!="):  # [flora] in a name is no set of letters
-        return (value == text or fnmatchcase(value, text)) == (sign == "=")
+    if name == PROBE and sign in ("=", "!="):
+        pattern = text.replace("[", "[[]")  # [flora] in a name is no set of letters
+        return fnmatchcase(value, pattern) == (sign == "=")
     ordered = sign in ("=", "!=") or (isinstance(value, int | float) and not isinstance(value, bool))
     return ordered and meets(value, sign, text)
 
@@ -351,7 +362,7 @@ def _content_of(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{file}: cannot be read ({error.strerror}); give a TOML file of budgets") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"{file}: is no TOML: {error}") from error
 
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from bench.regress.measurements import CellMeasures, Measurements
+from bench.regress.measurements import CellMeasures, Measurements, finite
 from bench.regress.metrics import Kind, Metric, metric_of
-from bench.regress.pairing import words
+from bench.regress.pairing import seed_text, words
 from bench.regress.worktrees import Repository
 from bench.report.text import slug
 from bench.store import replacing
@@ -37,6 +37,7 @@ ENDING = ".jsonl"
 
 Value = float | int | str | None
 Values = dict[str, dict[str, Value]]
+Quartiles = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 _FEWEST_FOR_QUARTILES = 4
 # What makers add to the names of processors.
@@ -108,7 +109,7 @@ class Line(_Part):
     machine: dict[str, Any] = {}
     values: Values
     units: dict[str, dict[str, float]] = {}
-    spread: dict[str, dict[str, list[float]]] = {}
+    spread: dict[str, dict[str, Quartiles]] = {}
 
     @property
     def kind(self) -> str:
@@ -237,7 +238,7 @@ def line_of(measurements: Measurements, repository: Repository | None = None) ->
         values[subject], units[subject] = _of_cells(cells)
     for benchmark in measurements.benchmarks:
         known = {name: x for name, x in benchmark.extra.items() if metric_of(name) and _is_value(x)}
-        own = values[benchmark.name] = {name: _finite(x) for name, x in known.items()}
+        own = values[benchmark.name] = finite(known)
         if benchmark.seconds:
             own["seconds"] = median(benchmark.seconds)
             kernels = benchmark.extra.get("kernels")
@@ -278,7 +279,7 @@ def _by_subject(cells: Iterable[CellMeasures]) -> dict[str, list[CellMeasures]]:
     """Gather the seeds of each cell, and name both in words that no other revision words otherwise."""
     alike: dict[str, list[tuple[str, CellMeasures]]] = {}
     for cell in cells:
-        alike.setdefault(_cell_name(cell.config), []).append((_seed_text(cell.config.get("seed", 0)), cell))
+        alike.setdefault(_cell_name(cell.config), []).append((seed_text(cell.config.get("seed", 0)), cell))
     named = {}
     for name, seeded in alike.items():
         seeded.sort(key=lambda pair: (len(pair[0]), pair[0]))
@@ -292,20 +293,16 @@ def _cell_name(config: Mapping[str, Any]) -> str:
     from bench.config import RunConfig
     from bench.regress.gate import fields_of
 
-    names = {section: config[section]["name"] for section in ("method", "split", "optimizer", "codec")}
-    usual = fields_of(RunConfig.read({**names, "device": "cpu"}).model_dump(mode="json"))
     own = fields_of(config)
+    sections = ("method", "split", "optimizer", "codec")
+    names: dict[str, Any] = {section: own[section] for section in sections if section in own}
+    usual = fields_of(RunConfig.read({**names, "device": "cpu"}).model_dump(mode="json"))
     more = [
         f"{name} {json.dumps(value) if not isinstance(value, str) else value}"
         for name, value in sorted(own.items())
         if name not in _IN_WORDS and not name.endswith(".name") and value != usual.get(name)
     ]
     return ", ".join([words(config), *more])
-
-
-def _seed_text(seed: Any) -> str:
-    seeds = list(seed.values()) if isinstance(seed, Mapping) else [seed]
-    return "-".join(map(str, seeds if len(set(seeds)) > 1 else seeds[:1]))
 
 
 def _of_cells(cells: Sequence[CellMeasures]) -> tuple[dict[str, Value], dict[str, float]]:
@@ -315,7 +312,7 @@ def _of_cells(cells: Sequence[CellMeasures]) -> tuple[dict[str, Value], dict[str
         metric = metric_of(name)
         if metric is None:
             continue
-        values[name] = _together([_finite(cell.metrics.get(name)) for cell in cells], metric)
+        values[name] = _together([finite(cell.metrics.get(name)) for cell in cells], metric)
         if metric.kind is Kind.NOISY:
             calibrated = [_in_units({name: cell.metrics.get(name)}, cell.kernels).get(name) for cell in cells]
             known = [x for x in calibrated if x is not None]
@@ -340,7 +337,8 @@ def _in_units(seconds: Mapping[str, Any], kernels: Mapping[str, Any] | None) -> 
     unit = (kernels or {}).get("unit_seconds")
     if not unit:
         return {}
-    return {name: value / unit for name, value in seconds.items() if _finite(value) is not None}
+    units = {name: value / unit for name, value in seconds.items() if isinstance(value, int | float)}
+    return {name: value for name, value in units.items() if finite(value) is not None}
 
 
 def _quartiles(seconds: Sequence[float]) -> list[float]:
@@ -353,10 +351,6 @@ def _quartiles(seconds: Sequence[float]) -> list[float]:
 
 def _is_value(value: Any) -> bool:
     return isinstance(value, int | float | str) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- reading -------------------------------------------------------------------------------------------
@@ -378,14 +372,14 @@ def _lines_of(path: Path) -> Iterator[Line]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error}); remove it or measure again") from error
-    for number, content in enumerate(text.splitlines(), 1):
+    for number, content in enumerate(text.split("\n"), 1):
         if content.strip():
             yield _line(content, f"{path}, line {number}")
 
 
 def _line(content: str, place: str) -> Line:
     try:
-        found = json.loads(content, parse_constant=lambda _: None)  # NaN measures nothing
+        found = finite(json.loads(content))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{place}: is no JSON, or was cut short ({error}); remove it") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -417,16 +411,16 @@ def read_history(folder: Path) -> History:
     place = {(x.commit, x.dirty): number for number, x in enumerate(revisions)}
     cells: dict[tuple[str, str, str], dict[int, list[Line]]] = {}
     for line in lines:
+        number = place[line.revision.commit, line.revision.dirty]
         for subject, values in line.values.items():
-            for name in values:
-                of_series = cells.setdefault((subject, name, line.kind), {})
-                of_series.setdefault(place[line.revision.commit, line.revision.dirty], []).append(line)
+            for name in (name for name, value in values.items() if value is not None):
+                cells.setdefault((subject, name, line.kind), {}).setdefault(number, []).append(line)
     series = [
         _series(subject, metric, machine, by_place, revisions)
         for (subject, name, machine), by_place in sorted(cells.items())
         if (metric := metric_of(name)) is not None
     ]
-    return History(revisions, [one for one in series if one.points], repository)
+    return History(revisions, series, repository)
 
 
 def repository_of(commits: Sequence[str], folder: Path) -> Repository | None:
@@ -477,34 +471,41 @@ def _series(
     by_place: Mapping[int, Sequence[Line]],
     revisions: Sequence[Revision],
 ) -> Series:
-    """Put the values of one metric in order; what is missing or not finite has no point."""
-    name = metric.name
+    """Put the values of one metric in order; every line has one."""
     lines = [line for of_revision in by_place.values() for line in of_revision]
-    unit = 0.0
-    if metric.kind is Kind.NOISY and all(name in line.units.get(subject, {}) for line in lines):
-        own = [(line.values[subject][name], line.units[subject][name]) for line in lines]
-        unit = median(value / units for value, units in own if isinstance(value, int | float) and units > 0)
+    unit = _unit_seconds(lines, subject, metric) if metric.kind is Kind.NOISY else 0.0
     points = []
     for place, of_revision in sorted(by_place.items()):
         newest = sorted(of_revision, key=lambda line: line.measured)
-        measured = [x for line in newest if (x := _measured(line, subject, name, unit)) is not None]
-        if measured:
-            value, low, high = _pooled(measured, metric)
-            points.append(Point(place, revisions[place], value, low, high, _software(newest[-1].machine)))
+        measured = [_measured(line, subject, metric.name, unit) for line in newest]
+        value, low, high = _pooled(measured, metric)
+        points.append(Point(place, revisions[place], value, low, high, _software(newest[-1].machine)))
     return Series(subject, metric, machine, points, calibrated=bool(unit))
+
+
+def _unit_seconds(lines: Sequence[Line], subject: str, metric: Metric) -> float:
+    """Give what the kernel set took, at the median of lines; 0 unless all of them have their time in it."""
+    found = []
+    for line in lines:
+        value, units = line.values[subject][metric.name], line.units.get(subject, {}).get(metric.name, 0.0)
+        if not isinstance(value, int | float) or min(value, units) <= 0:
+            return 0.0
+        found.append(value / units)
+    return median(found)
 
 
 _Spread = tuple[float | str, float | None, float | None]
 
 
-def _measured(line: Line, subject: str, name: str, unit: float) -> _Spread | None:
+def _measured(line: Line, subject: str, name: str, unit: float) -> _Spread:
     """Give a line's value with its quartiles, times scaled to a machine whose unit takes so many seconds."""
-    value = _finite(line.values[subject][name])
-    if value is None or isinstance(value, str):
-        return value if value is None else (value, None, None)
-    scale = line.units[subject][name] * unit / value if unit and value else 1.0
+    value = line.values[subject][name]
+    assert value is not None  # is in no series
     low, high = line.spread.get(subject, {}).get(name) or (None, None)
-    return value * scale if unit else value, low and low * scale, high and high * scale
+    if not unit or isinstance(value, str):
+        return value, low, high
+    scale = line.units[subject][name] * unit / value
+    return value * scale, low and low * scale, high and high * scale
 
 
 def _pooled(measured: Sequence[_Spread], metric: Metric) -> _Spread:

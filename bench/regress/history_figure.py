@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,8 +43,9 @@ _ROW, _AROUND = 1.75, 0.75  # inches of a row of panels, and around all of them
 _TICK = 0.85  # inches that the hash and date of a commit take
 _LEAST_SPAN = 0.1  # of a panel's height, as a share: what hardly varies is drawn nearly flat
 _ABOVE = 0.45  # of the values' span, for what is written at steps
-_NEAR = 0.35  # of a panel's width: what is written at two steps so close would overlap
-_NEAR_END = 0.75  # of a panel's width
+_CHARACTER = 0.065  # inches that a character of what is written at steps takes at most
+_LEFT = 0.7  # inches to the left of a panel's values
+_ROWS = 2  # of what is written at steps
 _LINKED = re.compile(rf"\({FIGURES}/([\w-][\w.-]*\.(?:{'|'.join(FORMATS)}))\)")
 
 
@@ -155,9 +157,9 @@ def _panel(axes: Axes, one: Judged, revisions: Sequence[Revision], width: float)
     for piece in _levels(one):
         ends = [own[piece.start] - 0.4, own[piece.stop - 1] + 0.4]
         axes.plot(ends, [piece.level * unit.scale] * 2, color=LEVEL, linewidth=1.1)
-    marks = _marks(one.findings, places)
-    _frame(axes, one, unit, len(revisions), 2 if any(mark.lowered for mark in marks) else len(marks[:1]))
-    _draw_marks(axes, marks, unit, len(revisions))
+    marks = _marks(one.findings, places, width)
+    _frame(axes, one, unit, len(revisions), max((mark.row + 1 for mark in marks), default=0))
+    _draw_marks(axes, marks, unit)
     _name_revisions(axes, revisions, width)
     calibrated = ", calibrated" if series.calibrated else ""
     quantity = {"s": "Time", "B": "Size", "FLOP": "Operations"}.get(series.metric.unit, "")
@@ -205,32 +207,40 @@ def _frame(axes: Axes, one: Judged, unit: _Unit, n: int, written: int) -> None:
     axes.set_xlim(-0.02 * n - 0.6, n - 1 + 0.02 * n + 0.6)
     counts = not one.series.metric.unit and exact
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=counts))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.9g}" if exact else "{x:,.4g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.12g}" if exact else "{x:,.4g}"))
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """What is drawn of a finding: where, and whether its text stands below its neighbour's."""
+    """What is drawn of a finding: where, and its text, to which side, in which row (-1 if none has room)."""
 
     finding: Finding
     good: int
     bad: int
     x: float
-    lowered: bool = False
+    text: str
+    to_left: bool
+    row: int
 
 
-def _marks(findings: Sequence[Finding], places: Mapping[Revision, int]) -> list[_Mark]:
+def _marks(findings: Sequence[Finding], places: Mapping[Revision, int], width: float) -> list[_Mark]:
     marks: list[_Mark] = []
+    n, taken = len(places), [-math.inf] * _ROWS
     for finding in sorted(findings, key=lambda x: (places[x.likeliest], places[x.good])):
         good, bad, likeliest = (places[x] for x in (finding.good, finding.bad, finding.likeliest))
         x = (good + bad) / 2 if finding.drifts else likeliest - 0.5
-        mark = _Mark(finding, good, bad, x)
-        near = bool(marks) and mark.x - marks[-1].x < _NEAR * len(places)
-        marks.append(replace(mark, lowered=near and not marks[-1].lowered))
+        text = _mark_text(finding)
+        long = n * _CHARACTER * max(map(len, text.split("\n"))) / (width - _LEFT)
+        to_left = x + long > n  # what is written stays within the panel
+        start = x - long if to_left else x
+        row = next((row for row in range(_ROWS) if taken[row] <= start), -1)
+        if row >= 0:
+            taken[row] = start + long
+        marks.append(_Mark(finding, good, bad, x, text, to_left, row))
     return marks
 
 
-def _draw_marks(axes: Axes, marks: Sequence[_Mark], unit: _Unit, n: int) -> None:
+def _draw_marks(axes: Axes, marks: Sequence[_Mark], unit: _Unit) -> None:
     """Mark steps by a line before their revision, drifts by a slope, both with what became of them.
 
     Where a step may also be elsewhere, that range is shaded.
@@ -244,17 +254,19 @@ def _draw_marks(axes: Axes, marks: Sequence[_Mark], unit: _Unit, n: int) -> None
             if mark.bad > mark.good + 1:
                 axes.axvspan(mark.good, mark.bad, color=colour, alpha=0.12, linewidth=0, zorder=0.5)
             axes.axvline(mark.x, color=colour, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1.2)
-        to_left = mark.x > _NEAR_END * n  # what is written stays within the panel
+        if mark.row < 0:
+            continue
         axes.annotate(
-            _mark_text(finding),
+            mark.text,
             (mark.x, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(-3 if to_left else 3, -24 if mark.lowered else -2),
+            xytext=(-3 if mark.to_left else 3, -2 - 22 * mark.row),
             textcoords="offset points",
-            ha="right" if to_left else "left",
+            ha="right" if mark.to_left else "left",
             va="top",
             fontsize="small",
             color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the line of another step
         )
 
 
@@ -271,7 +283,7 @@ def _mark_text(finding: Finding) -> str:
 
 def _name_revisions(axes: Axes, revisions: Sequence[Revision], width: float) -> None:
     """Name as many revisions as fit below a panel by their commit and day."""
-    most = max(2, int((width - 0.7) / _TICK))
+    most = max(2, int((width - _LEFT) / _TICK))
     n = len(revisions)
     shown = sorted({round(x) for x in np.linspace(0, n - 1, min(most, n))})
     axes.xaxis.set_major_locator(FixedLocator(shown))
@@ -311,6 +323,7 @@ def _page(history: History, found: Sequence[Judged], drawn: Mapping[str, str], s
     findings = worst_first(found)
     if findings:
         yield "\nIn the figures, a step lies at its dashed line, or anywhere in the range shaded around it."
+        yield "What it did is written there where there is room; here it always is."
         yield "\n## Steps\n"
         yield "| Verdict | What | Metric | Change | Likeliest | Look | Machine |"
         yield "| --- | --- | --- | --- | --- | --- | --- |"

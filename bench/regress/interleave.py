@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,21 @@ BURST_SECONDS = 0.02
 """How long a burst of calls is made to take: long beside a clock's grain, short beside drift."""
 
 _LOAD_SECONDS = 0.1
-_LOG_LINES = 15
+_LOG_LINES, _LOG_CHARACTERS = 15, 200
+_LOG_BYTES = 2**16
+
+
+class _ProbeEnded(Exception):
+    """A probe ended, by failing, before its process was told that it may.
+
+    Attributes:
+        side: whose it was.
+        message: that said so.
+    """
+
+    def __init__(self, side: str, message: Mapping[str, Any]) -> None:
+        self.side, self.message = side, message
+        super().__init__(side)
 
 
 class ProbeProcessEnded(RuntimeError):
@@ -90,15 +105,19 @@ class ProbeRound:
 class ProbeProcess:
     """A process of `bench.regress.prober`, and the pipes to it.
 
+    Attributes:
+        side: what it runs.
+        doing: the probe that it is at, as errors name it.
+
     Args:
         side: what it runs.
         plan: how.
-        seed: of Python's hashes, which move what lies where in memory: one for both sides of a round.
         log: what it prints is added to.
     """
 
-    def __init__(self, side: Side, plan: Plan, seed: int, log: Path) -> None:
+    def __init__(self, side: Side, plan: Plan, log: Path) -> None:
         self.side, self._plan, self._log = side, plan, log
+        self.doing = "the collection"
         orders_out, orders = os.pipe()
         answers, answers_in = os.pipe()
         paths = [str(path) for path in (side.folder / "src", side.folder) if path.is_dir()]
@@ -109,7 +128,8 @@ class ProbeProcess:
             **own,
             **dict.fromkeys(THREAD_VARIABLES, str(plan.threads)),
             "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONHASHSEED": str(seed),
+            # what lies where in memory is drawn anew by each process: fixed, one side would always be lucky
+            "PYTHONHASHSEED": "random",
             # the plugins of an environment take longer to import than pytest itself
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         }
@@ -123,6 +143,7 @@ class ProbeProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
+                process_group=0,  # what probes start is ended with it
             )
         os.close(orders_out)
         os.close(answers_in)
@@ -136,12 +157,12 @@ class ProbeProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it, if it has not ended."""
+        """End it, if it has not ended, and what it started."""
         with suppress(OSError):
             self._orders.close()
         os.close(self._answers)
-        if self._process.poll() is None:
-            self._process.kill()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def order(self, **what: Any) -> None:
@@ -173,7 +194,7 @@ class ProbeProcess:
         line, _, self._read = self._read.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         if message["event"] not in events:
-            raise self._ended(f"said {message['event']!r} where {' or '.join(events)} was due")
+            raise self._ended("ended" if message["event"] == "finished" else f"said {message['event']!r}")
         return message
 
     def pin(self, core: int | None) -> None:
@@ -183,13 +204,33 @@ class ProbeProcess:
                 os.sched_setaffinity(self._process.pid, {core})
 
     def burst(self, calls: int) -> float:
-        """Have so many calls timed, and give the seconds that one took."""
+        """Have so many calls timed, and give the seconds that one took.
+
+        Raises:
+            _ProbeEnded: one of them failed.
+        """
         self.order(calls=calls)
-        return float(self.answer("burst")["seconds"]) / calls
+        message = self.answer("burst", "ended")
+        if message["event"] == "ended":
+            raise _ProbeEnded(self.side.name, message)
+        return float(message["seconds"]) / calls
+
+    def end(self) -> Mapping[str, Any]:
+        """Have no more calls timed, and give the message of how the probe ended."""
+        self.order(calls=0)
+        return self.answer("ended")
 
     def _ended(self, how: str) -> ProbeProcessEnded:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return ProbeProcessEnded(f"{self.side.name}: the process of its probes {how}", lines[-_LOG_LINES:])
+        message = f"{self.side.name}: the process of its probes {how} at {self.doing}"
+        return ProbeProcessEnded(message, log_end(self._log))
+
+
+def log_end(log: Path) -> list[str]:
+    """Give the last lines of a log, each cut where it gets too long to be read."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _LOG_BYTES))
+        lines = stream.read().decode("utf-8", errors="replace").splitlines()
+    return [line[:_LOG_CHARACTERS] for line in lines[-_LOG_LINES:]]
 
 
 @dataclass(frozen=True)
@@ -199,12 +240,14 @@ class Round:
     Attributes:
         collected: the probes that each side has, by its name.
         probes: what was measured of those that both have.
-        modules: where each side's packages were imported from, by its name.
+        uncollected: why files could not be collected, by its name and theirs.
+        modules: where each side's modules and packages were imported from, by its name and theirs.
         timed_seconds: spent on timing; the rest of the round went into starting.
     """
 
     collected: Mapping[str, Sequence[str]]
     probes: Mapping[str, ProbeRound]
+    uncollected: Mapping[str, Mapping[str, str]]
     modules: Mapping[str, Mapping[str, str]]
     timed_seconds: float
 
@@ -222,20 +265,24 @@ def measure_round(
 
     Args:
         base: one side.
-        head: the other; who begins a block changes from round to round.
+        head: the other; who starts first and begins the blocks changes from round to round.
         plan: how.
         calls: in a burst, by probe; those missing are found out, and added.
         number: of the round.
-        log: what the processes print is added to.
+        log: gets what the processes print, in the place of what it had.
         probes: which, of those that both sides have, in this order; None for all of them.
 
     Raises:
         ProbeProcessEnded: one of the processes ended before its time.
     """
     measured: dict[str, ProbeRound] = {}
+    log.write_bytes(b"")
     with ExitStack() as stack:
-        pair = [stack.enter_context(ProbeProcess(side, plan, number, log)) for side in (base, head)]
-        collected = {process.side.name: process.answer("collected")["probes"] for process in pair}
+        order = (base, head) if number % 2 else (head, base)
+        pair = [stack.enter_context(ProbeProcess(side, plan, log)) for side in order]
+        first = {process.side.name: process.answer("collected") for process in pair}
+        collected = {side: message["probes"] for side, message in first.items()}
+        uncollected = {side: message["uncollected"] for side, message in first.items()}
         in_both = [name for name in collected[base.name] if name in set(collected[head.name])]
         wanted = in_both if probes is None else probes
         core = quietest_core() if plan.threads == 1 else None
@@ -244,38 +291,52 @@ def measure_round(
             process.pin(core)
         began = time.monotonic()
         for probe in wanted:
-            measured[probe] = _measure(pair, plan, probe, calls, number)
+            measured[probe] = _measure(pair, plan, probe, calls)
         took = time.monotonic() - began
         modules = {process.side.name: process.answer("finished")["modules"] for process in pair}
-    return Round(collected, measured, modules, took)
+    return Round(collected, measured, uncollected, modules, took)
 
 
-def _measure(
-    pair: Sequence[ProbeProcess], plan: Plan, probe: str, calls: dict[str, int], number: int
-) -> ProbeRound:
-    first = [process.answer("ready", "ended") for process in pair]
+def _measure(pair: Sequence[ProbeProcess], plan: Plan, probe: str, calls: dict[str, int]) -> ProbeRound:
     found = ProbeRound()
-    if all(message["event"] == "ready" for message in first):
-        if probe not in calls:
-            calls[probe] = _calls(pair[0])
-        n = calls[probe]
-        # the first burst of each warms it up: one side more than the other would show
-        took = n * max(process.burst(n) for process in pair)
-        blocks = max(1, round(plan.seconds / (4 * took)))
-        one, other = pair if number % 2 else pair[::-1]
-        times: dict[str, list[float]] = {"base": found.base, "head": found.head}
-        for _ in range(blocks):
-            for process in (one, other, other, one):
-                times[process.side.name].append(process.burst(n))
-    for process, message in zip(pair, first, strict=True):
-        ended = message
-        if message["event"] == "ready":
-            process.order(calls=0)
-            ended = process.answer("ended")
-        found.extra[process.side.name] = ended["extra"]
-        if ended["failed"]:
-            found.failed[process.side.name] = ended["failed"]
+    for process in pair:
+        process.doing = probe
+    first = {process.side.name: process.answer("ready", "ended") for process in pair}
+    ended: dict[str, Mapping[str, Any]]
+    ended = {side: message for side, message in first.items() if message["event"] == "ended"}
+    if not ended:
+        try:
+            _time(pair, plan, probe, calls, found)
+        except _ProbeEnded as failed:
+            ended[failed.side] = failed.message
+    for process in pair:
+        side = process.side.name
+        message = ended[side] if side in ended else process.end()
+        found.extra[side] = message["extra"]
+        if message["failed"]:
+            found.failed[side] = message["failed"]
     return found
+
+
+def _time(
+    pair: Sequence[ProbeProcess],
+    plan: Plan,
+    probe: str,
+    calls: dict[str, int],
+    found: ProbeRound,
+) -> None:
+    """Have a probe timed in blocks of A B B A."""
+    if probe not in calls:
+        calls[probe] = _calls(pair[0])
+    n = calls[probe]
+    # the first burst of each warms it up: one side more than the other would show
+    took = n * max(process.burst(n) for process in pair)
+    blocks = max(1, round(plan.seconds / (4 * took)))
+    one, other = pair
+    times: dict[str, list[float]] = {"base": found.base, "head": found.head}
+    for _ in range(blocks):
+        for process in (one, other, other, one):
+            times[process.side.name].append(process.burst(n))
 
 
 def _calls(process: ProbeProcess) -> int:

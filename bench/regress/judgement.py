@@ -19,7 +19,7 @@ class Verdict(StrEnum):
     CHANGED = "changed"
     """Other than it was, where no direction is the better one."""
     LOST = "lost"
-    """An exact metric that BASE has and NEW lacks: what is not measured cannot be guarded."""
+    """Exact, or an accuracy, and in BASE alone: what is not measured cannot be guarded."""
     ACCEPTED = "accepted"
     """Worse, and accepted with a reason until a day to come."""
     UNSURE = "unsure"

@@ -30,7 +30,7 @@ from flora.errors import BadInput
 
 CALIBRATED_SHARE = 0.25
 """What two times in units must differ by for anything to be said of them, their machines not being busy: of
-the pairs above no probe's did and 0.2 % of the cells', so hardly ever three cells' that agree."""
+the pairs above no probe's did and 0.2 % of the cells'."""
 
 STEADY_SHARE = 0.1
 """What the unit may change by from before to after; of the processes above it did by 9 % at most."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bench.regress.metrics import METRICS
+from bench.regress.worktrees import Repository
 from bench.store import broken_invariants, load_run, nothing_in, read_runs, replacing, run_files
 from flora.errors import BadInput
 
@@ -29,7 +29,7 @@ KEPT_SECONDS = 101
 Value = float | int | str | None
 
 _SOURCES = "a results folder, a run.json, pytest-benchmark's JSON or what `flora-bench snapshot` wrote"
-_GIT_SECONDS = 10
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
 @dataclass(frozen=True)
@@ -128,18 +128,7 @@ def measurements_of_runs(runs: Iterable[tuple[Path, Mapping[str, Any]]], name: s
     Raises:
         BadInput: two are of the same cell, or one holds what cannot be read.
     """
-    cells, environments, places = [], [], []
-    for path, run in runs:
-        cells.append(_cell(_measured(run), str(path)))
-        environments.append(run.get("environment") or {})
-        places.append(str(path))
-    _refuse_twice((identity(cell.config) for cell in cells), places, [_words(cell.config) for cell in cells])
-    return Measurements(
-        name,
-        cells=_in_order(cells),
-        revision=_common_revision(map(_revision, environments)),
-        machine=_common(map(_machine, environments)),
-    )
+    return join([_of_run(run, str(path)) for path, run in runs], name)
 
 
 def join(parts: Sequence[Measurements], name: str) -> Measurements:
@@ -200,7 +189,7 @@ def write_measurements(measurements: Measurements, path: Path) -> None:
         "cells": [asdict(cell) for cell in measurements.cells],
         "benchmarks": [_written(benchmark) for benchmark in measurements.benchmarks],
     }
-    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -246,6 +235,14 @@ class _Cell(_Part):
     kernels: _Kernels | None = None
     broken: str = ""
 
+    @field_validator("config")
+    @classmethod
+    def _has_seeds(cls, config: dict[str, Any]) -> dict[str, Any]:
+        seed = config.get("seed", 0)
+        if not all(isinstance(x, int) for x in (seed.values() if isinstance(seed, dict) else [seed])):
+            raise ValueError("seed must be a whole number, or one a random stream")
+        return config
+
 
 class _Spread(_Part):
     deviation: float = Field(ge=0)
@@ -276,10 +273,24 @@ class _Benchmark(_Part):
     extra_info: _Extra = _Extra()
 
 
+class _Revision(_Part):
+    commit: str | None = None
+    dirty: bool | None = None
+    time: str | None = None
+
+
+class _Machine(_Part):
+    cpu: str | None = None
+    cores: int | None = None
+    gpu: str | None = None
+    python: str | None = None
+    packages: dict[str, str | None] | None = None
+
+
 class _File(_Part):
     version: int = Field(alias="schema", ge=1)
-    revision: dict[str, Any] = {}
-    machine: dict[str, Any] = {}
+    revision: _Revision = _Revision()
+    machine: _Machine = _Machine()
     cells: list[dict[str, Any]] = []
     benchmarks: list[_Benchmark] = []
     # pytest-benchmark's own
@@ -289,7 +300,7 @@ class _File(_Part):
 
 def _content_of(path: Path) -> dict[str, Any]:
     try:
-        content = _finite(json.loads(path.read_text(encoding="utf-8")))
+        content = finite(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give {_SOURCES}") from error
     except (ValueError, RecursionError) as error:
@@ -313,8 +324,8 @@ def _of_file(content: dict[str, Any], path: Path) -> Measurements:
         str(path),
         cells=[_cell(values, f"{path}: cells.{number}") for number, values in enumerate(read.cells)],
         benchmarks=[_benchmark(benchmark) for benchmark in read.benchmarks],
-        revision=read.revision or _revision_of_pytest(read.commit_info),
-        machine=read.machine or _machine_of_pytest(read.machine_info),
+        revision=_known(read.revision) or _revision_of_pytest(read.commit_info, str(path)),
+        machine=_known(read.machine) or _machine_of_pytest(read.machine_info, str(path)),
     )
     return join([whole], str(path))  # which looks for what is there twice
 
@@ -339,22 +350,33 @@ def _explained(error: ValidationError, place: str) -> BadInput:
     return BadInput(f"{place}: {name}: {first['msg']}; measure again")
 
 
-def _finite(value: Any) -> Any:
-    """Put None where a number is not finite: JSON has no such, and it measures nothing."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+def finite(value: Any) -> Any:
+    """Put None where a number is not finite, or larger than any float: it measures nothing."""
+    if isinstance(value, float | int):
+        return value if abs(value) <= sys.float_info.max else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 # --- runs ----------------------------------------------------------------------------------------------
 
 
+def _of_run(run: Mapping[str, Any], place: str) -> Measurements:
+    try:
+        measured, environment = _measured(run), run.get("environment") or {}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"{place}: is no whole result ({error}); measure again") from error
+    cell = _cell(measured, place)
+    return Measurements(
+        place, [cell], revision=_revision(environment, place), machine=_machine(environment, place)
+    )
+
+
 def _measured(run: Mapping[str, Any]) -> dict[str, Any]:
     """Give the fields of `CellMeasures`, of a run as `load_run` gives it."""
     rounds = run["rounds"]
-    return _finite(
+    return finite(
         {
             "config": _placeless(run["config"]),
             "metrics": _metrics(run),
@@ -435,33 +457,42 @@ def _refuse_twice(keys: Iterable[str], places: Sequence[str], words: Sequence[st
 # --- revision and machine ------------------------------------------------------------------------------
 
 
-def _revision(environment: Mapping[str, Any]) -> dict[str, Any]:
-    commit = environment.get("git_commit")
+def _revision(environment: Mapping[str, Any], place: str) -> dict[str, Any]:
+    commit, dirty = environment.get("git_commit"), environment.get("git_dirty")
     if not commit:
         return {}
-    return _known(commit=commit, dirty=environment.get("git_dirty"), time=_commit_time(str(commit)))
+    found = _read(_Revision, place, commit=commit, dirty=dirty)
+    return {**found, **_read(_Revision, place, time=_commit_time(commit))}
 
 
-def _revision_of_pytest(commit_info: Mapping[str, Any]) -> dict[str, Any]:
-    if not commit_info.get("id"):
-        return {}
-    return _known(commit=commit_info["id"], dirty=commit_info.get("dirty"), time=commit_info.get("time"))
+def _revision_of_pytest(commit_info: Mapping[str, Any], place: str) -> dict[str, Any]:
+    dirty, time = commit_info.get("dirty"), commit_info.get("time")
+    found = _read(_Revision, place, commit=commit_info.get("id"), dirty=dirty, time=time)
+    # outside of a checkout it says "unversioned"
+    return found if _COMMIT.fullmatch(found.get("commit", "")) else {}
 
 
-def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
+def _machine(environment: Mapping[str, Any], place: str) -> dict[str, Any]:
     names = {"cpu": "cpu", "cores": "logical_cores", "gpu": "gpu", "python": "python", "packages": "packages"}
-    return _known(**{name: environment.get(of_run) for name, of_run in names.items()})
+    return _read(_Machine, place, **{name: environment.get(of_run) for name, of_run in names.items()})
 
 
-def _machine_of_pytest(machine_info: Mapping[str, Any]) -> dict[str, Any]:
+def _machine_of_pytest(machine_info: Mapping[str, Any], place: str) -> dict[str, Any]:
     cpu = machine_info.get("cpu")
     cpu = cpu if isinstance(cpu, Mapping) else {}
     python = machine_info.get("python_version")
-    return _known(cpu=cpu.get("brand_raw"), cores=cpu.get("count"), python=python)
+    return _read(_Machine, place, cpu=cpu.get("brand_raw"), cores=cpu.get("count"), python=python)
 
 
-def _known(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _read(part: type[_Part], place: str, **values: Any) -> dict[str, Any]:
+    try:
+        return _known(part.model_validate(values))
+    except ValidationError as error:
+        raise _explained(error, place) from error
+
+
+def _known(part: _Part) -> dict[str, Any]:
+    return {name: value for name, value in part if value is not None}
 
 
 def _common_revision(revisions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -486,9 +517,10 @@ def _common(known: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 @cache
 def _commit_time(commit: str) -> str | None:
     """Ask the checkout that this suite runs from when a commit was made; None where it does not know."""
-    command = ("git", "-C", str(Path(__file__).parent), "show", "-s", "--format=%cI", f"{commit}^{{commit}}")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
+    if not _COMMIT.fullmatch(commit):  # git might take it for an option
         return None
-    return done.stdout.strip() or None
+    try:
+        here = Repository(Path(__file__).parent)
+        return here.git("show", "--no-patch", "--format=%cI", f"{commit}^{{commit}}").strip() or None
+    except BadInput:
+        return None

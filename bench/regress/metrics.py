@@ -14,7 +14,7 @@ class Kind(StrEnum):
     TIGHT = "tight"
     """The same but for a stated share, such as 1 %."""
     NOISY = "noisy"
-    """Differs from run to run: compared where runs were interleaved or calibrated, and nowhere else."""
+    """Differs from run to run: decided where runs were interleaved, told where they were calibrated."""
     STATISTICAL = "statistical"
     """Differs from seed to seed: compared over the seeds that both sides have."""
     ROUNDING = "rounding"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.caching import default_folder
 from bench.measure.environment import cpu_name
@@ -19,10 +19,10 @@ SCHEMA = 1
 
 
 class _Kept(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    deviation: float
-    degrees: int
+    deviation: float = Field(ge=0)
+    degrees: int = Field(ge=1)
 
 
 class _File(BaseModel):

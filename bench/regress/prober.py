@@ -5,8 +5,8 @@ that two revisions can be timed in turn. This file is run as a script with the r
 imports nothing of the suite, whose other revision may be the one that is measured.
 
 Messages are lines of JSON. To here: `{"run": [probes]}` after the collection, then for each probe
-`{"calls": n}` until n is 0. From here: "collected", and of each probe "ready", "burst", "ended"; at last
-"finished".
+`{"calls": n}` until n is 0. From here: "collected", and of each probe "ready", "burst", "ended" (at any time
+if it fails); at last "finished".
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ class Prober:
         self._exchange = exchange
         self._timer: Timer | None = None
         self._failed: str | None = None
+        self._uncollected: dict[str, str] = {}
 
     @pytest.fixture
     def benchmark(self, request: pytest.FixtureRequest) -> Timer:
@@ -170,11 +171,16 @@ class Prober:
         """Declare what pytest-benchmark would."""
         config.addinivalue_line("markers", "benchmark: options of pytest-benchmark")
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep why a file could not be collected: its probes are not known, but not gone either."""
+        if report.failed:
+            self._uncollected[report.nodeid] = _reason(report)
+
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Tell which probes there are, and keep those asked for, in the order asked for."""
         probes = {x.nodeid: x for x in items if "benchmark" in getattr(x, "fixturenames", ())}
-        self._exchange.tell("collected", probes=list(probes))
+        self._exchange.tell("collected", probes=list(probes), uncollected=self._uncollected)
         items[:] = [probes[name] for name in self._exchange.asked("run")]
 
     @pytest.hookimpl(hookwrapper=True)
@@ -190,31 +196,44 @@ class Prober:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep why a probe failed, or was skipped."""
-        if report.failed and self._failed is None:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            self._failed = str(getattr(crash, "message", report.longrepr)).strip().splitlines()[0]
-        elif report.skipped and self._failed is None:
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-            self._failed = f"skipped: {reason}"
+        if not report.passed and self._failed is None:
+            self._failed = _reason(report)
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Say in a line why a probe failed or was skipped, or a file could not be collected."""
+    if report.skipped:
+        told = report.longrepr[2] if isinstance(report.longrepr, tuple) else "expected to fail"
+        return f"skipped: {_first_line(told.removeprefix('Skipped: '))}"
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = str(getattr(crash, "message", report.longrepr))
+    raised = [line.removeprefix("E ") for line in text.splitlines() if line.startswith("E ")]
+    return _first_line(raised[-1] if raised else text)
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[0]
 
 
 def _plain(extra: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a probe's figures what JSON does not know."""
+    """Leave out of a probe's figures what JSON does not know; scalars of NumPy and torch are numbers."""
     kept = {}
     for name, value in extra.items():
         try:
-            kept[str(name)] = json.loads(json.dumps(value))
-        except (TypeError, ValueError):
+            kept[str(name)] = json.loads(json.dumps(value, default=lambda scalar: scalar.item()))
+        except (AttributeError, RuntimeError, TypeError, ValueError):
             continue
     return kept
 
 
 def _modules() -> dict[str, str]:
-    """Name the packages that lie in the folder run in, or would, and where they were imported from."""
-    roots = [Path.cwd(), Path.cwd() / "src"]
-    own = {path.parent.name for root in roots for path in root.glob("*/__init__.py")}
-    loaded = {name: getattr(sys.modules.get(name), "__file__", None) for name in own}
-    return {name: file for name, file in loaded.items() if file}
+    """Give a file of each module and package that was imported, this one apart, by its name without a dot."""
+    found: dict[str, str] = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and file != __file__:
+            found.setdefault(name.partition(".")[0], file)
+    return found
 
 
 def main() -> None:
@@ -224,11 +243,24 @@ def main() -> None:
     parser.add_argument("answers", type=int)
     parser.add_argument("pytest", nargs=argparse.REMAINDER)
     given = parser.parse_args()
+    # where this script lies comes first, and its neighbours would stand in for modules of the revision
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
     exchange = Exchange(given.orders, given.answers)
     # what one revision cannot import leaves the other probes alone
     settings = [
         "--override-ini",
         "addopts=",
+        "--override-ini",
+        "required_plugins=",
+        # names of probes are paths from here, whichever folder's settings pytest finds
+        "--rootdir",
+        ".",
+        # options and marks of plugins that are not loaded, where the settings make errors of warnings
+        "-W",
+        "ignore::pytest.PytestConfigWarning",
+        "-W",
+        "ignore::pytest.PytestUnknownMarkWarning",
         "-q",
         "-s",
         "-p",

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import urllib.error
 import urllib.request
 from collections import deque
@@ -28,6 +29,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from bench.regress.gate import PYPROJECT
 from bench.regress.judgement import Verdict
 from bench.regress.metrics import Kind
 from flora.errors import BadInput
@@ -240,7 +242,7 @@ class Gate:
         given = [x for name, value in asked.items() if value for x in (name, value)]
         # HEAD, not the folder: results and builds that lie about there are no change
         ab = ["flora-bench", "ab", "--base", base, "--head", "HEAD", "--probes", str(self.probes), *given]
-        left = self._comparing(self.out / "base.json", self.out / "head.json")
+        left = self._comparing(self.out / "base.json", self.out / "head.json", _COMPLETE)
         part = self._judged(
             f"Probes against {base[:8]}, interleaved", [*ab, "--out", str(self.out)], left, run
         )
@@ -315,9 +317,11 @@ def judged(event: Event, gate: Gate, run: Runner = run_command) -> tuple[State, 
 def _notes(event: Event, base: str, gate: Gate, run: Runner) -> list[str]:
     notes = [f"Commit {event.pull_request.head.sha[:8]}, base {base[:8]}."] if event.pull_request else []
     references = [path for path in (gate.baseline, gate.budgets) if path]
-    if changed := changed_references(base, references, run):
-        names = ", ".join(f"`{path}`" for path in changed)
-        notes.append(f"**This change also changes what it is held against: {names}**")
+    changed = [f"`{path}`" for path in changed_references(base, references, run)]
+    if not gate.budgets and changed_budgets(base, run):
+        changed.append(f"the budgets in `{PYPROJECT}`")
+    if changed:
+        notes.append(f"**This change also changes what it is held against: {', '.join(changed)}.**")
     return notes
 
 
@@ -350,6 +354,22 @@ def changed_references(base: str, paths: Sequence[str], run: Runner) -> list[str
     return [path for path in paths if run(["git", "diff", "--quiet", base, "HEAD", "--", path]).code == 1]
 
 
+def changed_budgets(base: str, run: Runner) -> bool:
+    """Whether the change itself changes the budgets in `PYPROJECT`, which holds much else."""
+    if not changed_references(base, [str(PYPROJECT)], run):
+        return False
+    before, after = (run(["git", "show", f"{commit}:./{PYPROJECT}"]).out for commit in (base, "HEAD"))
+    return _budgets_in(before) != _budgets_in(after)
+
+
+def _budgets_in(text: str) -> object:
+    """Give what a `PYPROJECT` says of the gate; None if nothing, all of it if it cannot be read."""
+    try:
+        return tomllib.loads(text).get("tool", {}).get("flora-bench", {}).get("gate")
+    except (tomllib.TOMLDecodeError, AttributeError):
+        return text
+
+
 # --- telling -------------------------------------------------------------------------------------------
 
 
@@ -364,7 +384,8 @@ def told(parts: Sequence[Part], notes: Sequence[str] = ()) -> str:
     state = overall(parts)
     blocks = [MARKER, f"## {_ICONS[state]} {_HEADLINES[state]}", " ".join(notes)]
     for part in parts:
-        blocks += [f"### {part.title}", part.text]
+        ignored = not part.decides and part.state is not State.PASSED
+        blocks += [f"### {part.title}{' (reported only)' if ignored else ''}", part.text]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 

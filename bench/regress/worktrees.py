@@ -7,16 +7,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.regress.interleave import log_end
 from flora.errors import BadInput
 
 # Within a git hook these point to the hook's repository, whatever folder a command names.
 _GIT_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-_LOG_LINES = 15
+# What is committed here belongs to no branch, and to nobody.
+_NOBODY = {
+    f"GIT_{role}_{what}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "flora-bench"), ("EMAIL", ""))
+}
+_OF_TESTS = ("tests", "test", "benchmarks")
 INSTALL = "install"
 
 
@@ -60,9 +67,11 @@ class Repository:
             BadInput: it fails.
         """
         own = {name: value for name, value in os.environ.items() if name not in _GIT_ELSEWHERE}
-        command = ["git", "-C", str(self.root), *arguments]
+        command = ["git", "-C", str(self.root), "--literal-pathspecs", *arguments]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env={**own, **_NOBODY}
+            )
         except OSError as error:
             raise BadInput(f"git: cannot be run ({error.strerror}); install it") from error
         if done.returncode:
@@ -92,12 +101,24 @@ class Repository:
         """Give the files as they are: of the last commit, or with the changes that git has been told of."""
         head = self.revision("HEAD", "--head")
         untracked = self.git("ls-files", "--others", "--exclude-standard").splitlines()
-        # a commit of all changes to known files; neither they nor the index are touched
-        changed = self.git("-c", "user.name=flora-bench", "-c", "user.email=", "stash", "create").strip()
+        try:
+            # a commit of all changes to known files; neither they nor the index are touched
+            changed = self.git("stash", "create").strip()
+        except BadInput as error:
+            raise BadInput(
+                f"--head: git cannot take the files as they are ({error}); a merge may be under way, or a "
+                "file added with --intent-to-add: commit them, or name a revision"
+            ) from error
         if not changed:
             return Revision(head.commit, head.commit[:10], time=head.time, untracked=untracked)
         name = f"{head.commit[:10]} with changes"
         return Revision(changed, name, dirty=True, time=self._time(changed), untracked=untracked)
+
+    def tracked(self, files: Iterable[Path]) -> set[Path]:
+        """Choose, of files that lie anywhere, those that git knows in the working tree."""
+        inside = {file for file in files if file.is_relative_to(self.root)}
+        known = self.git("ls-files", "-z").split("\0") if inside else []
+        return inside & {self.root / name for name in known}
 
     def _time(self, commit: str) -> str:
         return self.git("show", "--no-patch", "--format=%cI", commit).strip()
@@ -120,15 +141,18 @@ class Repository:
         """Have every worktree hold the probes of one revision, so that both are asked the same.
 
         Args:
-            path: of the probes, relative to the repository; its top folder is taken as a whole, as tests use
-                what lies beside them.
+            path: of the probes, relative to the repository. The outermost folder of it that is named as one
+                of tests is taken as a whole, as tests use what lies beside them; what lies around that may
+                be what is measured, and stays.
             revision: whose they are.
             trees: the worktrees.
         """
-        top = path.parts[0]
+        named = [place for place, part in enumerate(path.parts) if part in _OF_TESTS]
+        shared = Path(*path.parts[: named[0] + 1]) if named else path
         for tree in trees:
-            shutil.rmtree(tree / top, ignore_errors=True)
-            Repository.at(tree).git("checkout", "--quiet", revision.commit, "--", top)
+            Repository.at(tree).git(
+                "restore", "--source", revision.commit, "--staged", "--worktree", "--", shared.as_posix()
+            )
 
     @classmethod
     def at(cls, root: Path) -> Repository:
@@ -168,7 +192,7 @@ def python_of(environment: str | None, tree: Path, option: str, log: Path) -> st
 def _installed(tree: Path, option: str, log: Path) -> str:
     folder = tree.parent / f"{tree.name}-environment"
     python = folder / "bin" / "python"
-    needed = [str(tree), "pytest"]
+    needed = ["--editable", str(tree), "pytest"]  # so that what is compiled lies where it is imported from
     steps = (
         [sys.executable, "-m", "venv", str(folder)],
         [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *needed],
@@ -191,6 +215,5 @@ class DoesNotInstall(BadInput):
     """
 
     def __init__(self, message: str, log: Path) -> None:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        self.log = lines[-_LOG_LINES:]
+        self.log = log_end(log)
         super().__init__(f"{message}: {self.log[-1] if self.log else 'no log'}")

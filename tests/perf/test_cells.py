@@ -25,7 +25,7 @@ def small(method):
 
 @pytest.mark.parametrize("method", ["flora", "linear_probe"])
 def test_cell(benchmark, method):
-    result = benchmark(run_cell, small(method))
+    result = benchmark.pedantic(run_cell, args=(small(method),), rounds=3)
     benchmark.extra_info.update({name: result["summary"][name] for name in EXACT})
     assert result["status"] == "complete"
 
@@ -33,5 +33,5 @@ def test_cell(benchmark, method):
 def test_cell_kept_on_disk(benchmark, tmp_path):
     """With the warm-up before it, and all that lies beside its result."""
     cells = [small("linear_probe")]
-    (outcome,) = benchmark(lambda: list(run_matrix(cells, tmp_path, fresh=True)))
+    (outcome,) = benchmark.pedantic(lambda: list(run_matrix(cells, tmp_path, fresh=True)), rounds=3)
     assert outcome.status == "ran"

@@ -14,5 +14,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["list", "methods"]], ids=" ".join)
 def test_start(benchmark, command):
     started = [sys.executable, "-m", "bench", *command]
-    done = benchmark(subprocess.run, started, cwd=ROOT, capture_output=True, text=True, check=True)
+    settings = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+    done = benchmark.pedantic(subprocess.run, args=(started,), kwargs=settings, rounds=3)
     assert done.stdout

@@ -72,15 +72,33 @@ def test_equal_accuracies_are_the_same_whatever_the_spread_of_seeds():
 def test_one_seed_says_nothing_of_a_difference():
     judged = judge_accuracy(*moved(-20))
     assert judged.verdict is Verdict.UNJUDGED
-    assert "-20.00 points in one seed" in judged.note
+    assert judged.note == judge_accuracy(*moved(20)).note, "or a line would be told of each cell"
+    assert judged.change == pytest.approx(-0.2 / 0.7)
     assert judge_accuracy([0.7], [0.7]).verdict is Verdict.SAME
 
 
 def test_differences_that_are_all_alike_are_no_certainty():
     judged = judge_accuracy([0.70, 0.74], [0.69, 0.73])
     assert judged.verdict is Verdict.UNSURE
-    assert judged.p_value is None
-    assert "no spread" in judged.note
+    assert "over 2 seeds, whose spread is taken for that of one image" in judged.note
+
+
+def test_a_large_drop_does_not_hide_in_that_all_seeds_drop_alike():
+    judged = judge_accuracy(*moved(*[-10] * 5), images=200)
+    half = 0.005 * stats.t.ppf((1 + CONFIDENCE) / 2, 4) / 5**0.5
+    assert judged.verdict is Verdict.WORSE
+    assert judged.interval == pytest.approx(((-0.1 - half) / 0.72, (-0.1 + half) / 0.72))
+    assert judged.p_value == pytest.approx(2 * stats.t.sf(20 * 5**0.5, 4))
+    assert judge_accuracy(*moved(*[-10] * 5)).verdict is Verdict.WORSE
+
+
+@pytest.mark.parametrize(
+    ("images", "verdict"), [((-1, -1, -1, 0, -1), Verdict.SAME), ((-3, -3, -3, -2, -3), Verdict.WORSE)]
+)
+def test_a_drop_of_an_image_in_most_seeds_may_be_chance(images, verdict):
+    points = [100 * x / 450 for x in images]
+    assert judge_accuracy(*moved(*points)).verdict is Verdict.WORSE
+    assert judge_accuracy(*moved(*points), images=450).verdict is verdict
 
 
 @pytest.mark.parametrize("nothing", [None, nan, inf])
@@ -212,6 +230,13 @@ def test_rounding_may_grow_from_round_to_round():
     assert (late.verdict, early.verdict) == (Verdict.SAME, Verdict.CHANGED)
     later = judge_learning([base], [cell(losses=raised(base.losses, rounds, 1.002), accuracies=())])
     assert later.verdict is Verdict.CHANGED
+
+
+def test_not_anything_passes_after_enough_rounds():
+    base = cell(losses=(2.0,) * 20_000, accuracies=())
+    judged = judge_learning([base], [cell(losses=raised(base.losses, 19_999, 1.2), accuracies=())])
+    assert judged.verdict is Verdict.CHANGED
+    assert "from round 19999 on" in judged.note
 
 
 @pytest.mark.parametrize(

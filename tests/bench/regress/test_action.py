@@ -1,5 +1,6 @@
 """The action and the workflow that uses it: what they declare, and their steps run in bash."""
 
+import configparser
 import json
 import os
 import re
@@ -106,7 +107,18 @@ def test_this_repositorys_gate_gives_inputs_that_there_are_and_lets_no_time_deci
     assert {*step["with"]} <= {*ACTION["inputs"]}
     assert step["with"]["times-decide"] is False
     assert (ROOT / step["with"]["probes"]).is_dir()
-    assert step["with"]["results"] in step["with"]["measure"]
+
+
+def test_pull_requests_are_measured_as_the_tests_measure():
+    tox = configparser.RawConfigParser()
+    tox.read(ROOT / "tox.ini")
+    measured, compared = tox["testenv:gate"]["commands"].split("\n")[1:3]
+    [job] = GATE["jobs"].values()
+    [given] = [x["with"] for x in job["steps"] if x.get("uses") == "./"]
+    bench, results = "{work_dir}/shared/bin/", "{env_tmp_dir}/gate"
+    assert given["measure"] == measured.removeprefix(bench).replace(results, given["results"])
+    there = f"flora-bench compare {given['baseline']} {results} --complete"
+    assert compared.removeprefix(bench) == there
 
 
 # --- its steps, run ------------------------------------------------------------------------------------
@@ -179,6 +191,10 @@ class Job:
             "GITHUB_EVENT_PATH": str(self.folder / "event.json"),
             "GITHUB_STEP_SUMMARY": str(self.folder / "summary.md"),
             "GITHUB_API_URL": self.url,
+            # a system that would write in ASCII
+            "LC_ALL": "C",
+            "PYTHONCOERCECLOCALE": "0",
+            "PYTHONUTF8": "0",
             **{x: self._value(str(value)) for x, value in step.get("env", {}).items()},
         }
         folder = self.clone / self._value(step.get("working-directory", "."))

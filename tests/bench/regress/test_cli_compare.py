@@ -87,9 +87,10 @@ def test_a_cell_that_new_lacks_fails_if_all_is_asked_for(run_cli: Run, probes, c
     code, out, _ = run_cli("compare", *sides)
     assert code == 0
     assert "only in BASE: 1: digits, flora" in out
+    assert out.splitlines()[-1].endswith("; 1 only in BASE")
     code, out, _ = run_cli("compare", *sides, "--complete")
     assert code == 1
-    assert out.splitlines()[-1].endswith("; NEW lacks 1 of what BASE has")
+    assert out.splitlines()[-1].endswith("; 1 only in BASE, which fails")
     assert run_cli("compare", *reversed(sides), "--complete")[0] == 0
 
 

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.regress.history import add
+from bench.regress.findings import judged
+from bench.regress.history import add, read_history
+from bench.regress.history_figure import draw
 from bench.regress.measurements import write_measurements
 from tests.bench.regress.test_history import EPYC, PROBE, XEON, commit_of, measured
 
@@ -74,7 +77,7 @@ def test_probes_and_metrics_are_chosen(run_cli, folder):
     ("arguments", "complaint"),
     [
         (("--metric", "second"), "--metric: 'second' is not in the history; did you mean 'seconds'?"),
-        (("--probe", "nothing*"), "--probe: no subject matches 'nothing*'"),
+        (("--probe", "nothing*"), f"--probe: no subject matches 'nothing*'; there is {PROBE}"),
         (("--add", "absent.json"), "absent.json: cannot be read"),
     ],
 )
@@ -103,6 +106,29 @@ def test_one_revision_is_added_to_a_folder_that_is_made(run_cli, tmp_path):
     assert "Always the same: Payload 5 B." in (tmp_path / "page" / "history.md").read_text("utf-8")
     assert "is there already" in run_cli(*begin)[2]
     assert len(list((tmp_path / "new").rglob("*.jsonl"))) == 1
+
+
+def test_a_step_of_one_in_billions_is_legible(tmp_path):
+    for number in range(2):
+        add(tmp_path, measured(number, extra={"total_flops": 12_345_678_901 + number}))
+    found = judged(history := read_history(tmp_path), history.series)
+    figure = draw([one for one in found if one.series.metric.name == "total_flops"])
+    figure.draw_without_rendering()
+    labels = [x.get_text() for x in figure.axes[0].get_yticklabels()]
+    assert len({*labels}) == len(labels) > 1
+
+
+def test_what_is_written_at_steps_never_overlaps(tmp_path):
+    for number in range(60):
+        add(tmp_path, measured(number, extra={"payload_bytes": 10_000 + number // 2}))
+    found = judged(history := read_history(tmp_path), history.series)
+    figure = draw([one for one in found if one.series.metric.name == "payload_bytes"])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) > 8
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    within = figure.axes[0].get_window_extent()
+    assert all(within.x0 <= box.x0 and box.x1 <= within.x1 for box in boxes)
 
 
 def test_a_page_links_the_figures_it_has_and_removes_former_ones(run_cli, tmp_path):

@@ -74,6 +74,13 @@ def test_probes_are_named_whole_or_by_a_pattern(tmp_path, name):
     assert budgets.limit(METRICS["seconds"], other).relative == METRICS["seconds"].relative
 
 
+def test_brackets_of_a_pattern_are_those_of_a_name(tmp_path):
+    budgets = gate(tmp_path, '[[cells]]\nwhere = ["probe=*_step[flora]"]\nmetrics.seconds.relative = 0.2')
+    assert budgets.limit(METRICS["seconds"], PROBE).relative == 0.2
+    of_a_letter = {"probe": "a.py::test_stepf"}
+    assert budgets.limit(METRICS["seconds"], of_a_letter).relative == METRICS["seconds"].relative
+
+
 def test_the_last_of_several_overrides_holds(tmp_path):
     text = "".join(
         f'[[cells]]\nwhere = ["method=flora"]\nmetrics.payload_bytes.absolute = {n}\n' for n in (8, 16)
@@ -261,6 +268,14 @@ ACCEPTED = '[[accepted]]\nmetric = "payload_bytes"\n'
             "until = 2026-12-31",
             "[[accepted]] 2: metric: no metric is called 'payload_byts'; did you mean 'payload_bytes'?",
         ),
+        *(
+            (
+                f"[[accepted]]\nmetric = '{metric}'\nreason = 'x'\nuntil = 2026-12-31\nat_most = 1",
+                "[[accepted]] 1: at_most: would let pass any loss of",
+            )
+            for metric in ("accuracy", "*accuracy", "*", "learning")
+        ),
+        ("a = " + "[" * 5000, "is no TOML"),
         (
             ACCEPTED + "reason = 'x'\nuntil = 2026-12-31\nwhere = ['flora']",
             "[[accepted]] 1: where: 'flora' must be FIELD=VALUE",

@@ -61,9 +61,8 @@ def test_the_reference_is_small_and_sound():
 
 
 def is_exact(name):
-    metric = metric_of(name)
-    assert metric is not None
-    return metric.kind is Kind.EXACT
+    metric = metric_of(name)  # what tells processes apart is none
+    return metric is not None and metric.kind is Kind.EXACT
 
 
 def measured(config):

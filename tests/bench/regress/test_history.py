@@ -100,6 +100,39 @@ def test_cells_are_named_by_what_is_not_at_its_default():
     assert list(values) == ["digits, flora, iid, seed 0", "digits, flora, iid, rounds 3, seed 0"]
 
 
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        # as early results have them: names alone, and no section that came later
+        ({"task": "digits", "method": "flora", "split": "iid"}, "digits, flora, iid, seed 0"),
+        ({"task": "digits"}, "digits, seed 0"),
+        ({"method": {"name": "flora"}, "rounds": 3, "seed": 1}, "flora, rounds 3, seed 1"),
+    ],
+)
+def test_cells_that_lack_a_section_are_named_by_the_others(config, name):
+    values = line_of(measured(1, seconds=(), cells=[CellMeasures(config, {"accuracy": 1.0})])).values
+    assert list(values) == [name]
+
+
+def test_what_tells_processes_apart_is_no_series(tmp_path):
+    metrics = {"accuracy": 0.5, "resident_at_start_bytes": 3e8, "clients_together": 4}
+    add(tmp_path, measured(1, cells=[cell(0, metrics)]))
+    assert {x.metric.name for x in read_history(tmp_path).series} == {"accuracy", "seconds"}
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, "soon"])
+def test_times_that_are_none_have_no_units(tmp_path, seconds):
+    kernels = {"seconds": {}, "unit_seconds": 0.5, "machine": {}}
+    for number in range(2):
+        config = cell(0, {}).config
+        add(
+            tmp_path,
+            measured(number, cells=[CellMeasures(config, {"train_seconds": seconds}, kernels=kernels)]),
+        )
+    series = only(read_history(tmp_path), "train_seconds")
+    assert ([x.value for x in series.points], series.calibrated) == ([seconds] * 2, False)
+
+
 def test_adding_the_same_twice_keeps_one_file_and_another_measurement_lies_beside(tmp_path):
     first = add(tmp_path, measured(1))
     assert add(tmp_path, measured(1)) is None
@@ -260,6 +293,14 @@ def test_findings_say_between_which_commits_and_what_else_changed(repository, tm
     assert (changed.commits, changed.software) == (3, "torch 2.5 -> 2.6")
 
 
+def test_what_is_exact_is_told_to_the_last_digit(tmp_path):
+    for number in range(2):
+        add(tmp_path, measured(number, cells=[cell(0, {"total_flops": 12_345_678_901 + number})]))
+    history = read_history(tmp_path)
+    (found,) = worst_first(judged(history, history.series))
+    assert "(12,345,678,901 FLOP -> 12,345,678,902 FLOP)" in found.change_text
+
+
 def test_lower_accuracy_is_worse_and_less_time_is_better(tmp_path):
     for number in range(24):
         slow = 1.0 if number < 12 else 0.8
@@ -294,6 +335,7 @@ def test_joined_renamed_and_nested_files_are_read_alike(tmp_path):
         (lambda text: text.replace('"schema": 1', '"schema": 2'), "line 1: has schema 2, this suite reads 1"),
         (lambda text: text.replace('"commit": "0', '"commit": "-'), "line 1: revision.commit"),
         (lambda text: text.replace('{"seconds": 1.0}', '{"seconds": [1]}'), "line 1: values"),
+        (lambda text: text.replace('"spread": {}', f'"spread": {{"{PROBE}": {{"seconds": [1]}}}}'), "spread"),
         (lambda text: text + text[:50], "line 2: is no JSON"),
     ],
 )
@@ -310,8 +352,10 @@ def test_a_damaged_line_is_named(tmp_path, damage, complaint):
 
 def test_not_a_number_in_a_line_is_missing(tmp_path):
     path = add(tmp_path, measured(1, extra={"payload_bytes": 5}))
-    path.write_text(path.read_text().replace('"seconds": 1.0', '"seconds": NaN'))
-    assert [x.metric.name for x in read_history(tmp_path).series] == ["payload_bytes"]
+    whole = path.read_text()
+    for missing in ("NaN", "null", "1e999", "1" + "0" * 400):
+        path.write_text(whole.replace('"seconds": 1.0', f'"seconds": {missing}'))
+        assert [x.metric.name for x in read_history(tmp_path).series] == ["payload_bytes"]
 
 
 def test_a_folder_that_is_not_there_or_empty_is_said(tmp_path):

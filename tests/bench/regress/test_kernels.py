@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import store
+from bench import execute, store
 from bench.code_version import imported
 from bench.config import RunConfig
 from bench.definition import HARNESS
@@ -21,6 +22,8 @@ from bench.regress import kernels
 from bench.regress.kernels import KERNELS, Kernels, kernels_of, measure_kernels, same_kind
 from flora.errors import BadInput
 from flora.events import Listener
+
+pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[3]
 MACHINE = {"cpu": "Imaginary 9000", "cores": 2, "torch": "2.15.0", "threads": 1, "device": "cpu"}
@@ -54,6 +57,12 @@ class Watching(Watcher):
 
     def cell_started(self, config):
         return self.listener
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch):
+    """Nothing here is timed."""
+    monkeypatch.setattr(execute, "warm_up", lambda device: 0.0)
 
 
 def run(folder, listener=None, **options):
@@ -167,8 +176,12 @@ def test_a_run_keeps_the_kernels_measured_outside_of_all_that_it_measures(monkey
         notes.append("kernels")
         return measure(config)
 
-    monkeypatch.setattr(kernels, "kernels_of", noted)
-    result = store.load_run(run(tmp_path, Told(notes)).path)
+    def full(device):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "kernels_of", noted)
+        result = store.load_run(run(tmp_path / "a", Told(notes)).path)
     kept = result["kernels"]
     assert notes[0] == notes[-1] == "kernels"
     assert notes.count("kernels") == 2
@@ -176,14 +189,12 @@ def test_a_run_keeps_the_kernels_measured_outside_of_all_that_it_measures(monkey
     assert kept["busy"] == result["load"]["busy"]
     assert Kernels.read(kept).to_dict() == kept
 
-
-def test_two_runs_that_differ_in_their_kernels_have_the_same_figures(monkeypatch, tmp_path):
-    first = store.load_run(run(tmp_path / "a").path)
-    monkeypatch.setattr(kernels, "kernels_of", lambda config: ONE)
-    second = store.load_run(run(tmp_path / "b").path)
-    assert first["kernels"]["machine"] != second["kernels"]["machine"]
-    assert figures(first) == figures(second)
-    assert first["definition"] == second["definition"]
+    # no run is lost where there is no room for them, and none differs by them
+    monkeypatch.setattr(kernels, "measure_kernels", full)
+    without = store.load_run(run(tmp_path / "b").path)
+    assert without["kernels"] is None
+    assert figures(without) == figures(result)
+    assert without["definition"] == result["definition"]
 
 
 def test_a_run_of_several_processes_has_no_one_speed(tmp_path):
@@ -192,16 +203,6 @@ def test_a_run_of_several_processes_has_no_one_speed(tmp_path):
     whole = store.load_run(run(tmp_path, checkpoint_rounds=1).path)
     assert len(whole["sittings"]) == 2
     assert whole["kernels"] is None
-
-
-def test_no_run_is_lost_where_there_is_no_room_for_the_kernels(monkeypatch, tmp_path):
-    def full(device):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(kernels, "measure_kernels", full)
-    kept = run(tmp_path)
-    assert kept.status == "ran"
-    assert store.load_run(kept.path)["kernels"] is None
 
 
 def test_what_is_wrong_with_the_kernels_themselves_is_told(monkeypatch):
@@ -222,47 +223,47 @@ def test_reading_kernels_does_not_load_torch():
     assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=False).returncode == 0
 
 
-def probe(*arguments):
-    """Run the quickest probe in a process of its own."""
-    command = [sys.executable, "-m", "pytest", "tests/perf/test_config.py::test_config", *arguments]
-    addopts = "addopts=-q --strict-markers -p no:cacheprovider"
-    done = subprocess.run(
-        [*command, "--override-ini", addopts], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture
+def probe(pytester, monkeypatch):
+    """Runs a probe among what surrounds those of tests/perf."""
+    # by which pytest-benchmark would take itself for a worker that shares the machine, and time nothing
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
+    pytester.makeconftest((ROOT / "tests/perf/conftest.py").read_text())
+    pytester.makepyfile("def test_it(benchmark):\n    assert benchmark(sum, [1, 2]) == 3\n")
+    return lambda *arguments: pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
 
 
-def test_a_probe_leaves_the_kernels_beside_its_time(tmp_path):
-    probe("--benchmark-only", f"--benchmark-json={tmp_path / 'found.json'}")
-    (found,) = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
+def test_a_probe_leaves_the_kernels_beside_its_time(probe, pytester):
+    probe("--benchmark-json=found.json", "--benchmark-max-time=0.01").assert_outcomes(passed=1)
+    (found,) = json.loads((pytester.path / "found.json").read_text())["benchmarks"]
     kept = found["extra_info"]["kernels"]
     assert Kernels.read(kept).to_dict() == kept
 
 
-PLUGIN = """
-import pytest
+def test_under_another_timer_nothing_is_measured(probe, pytester):
+    pytester.makepyfile(
+        other_timer="""
+        import pytest
 
 
-class Timer:
-    def __init__(self):
-        self.extra_info = {}
+        class Timer:
+            def __init__(self):
+                self.extra_info = {}
 
-    def __call__(self, function, *args):
-        return function(*args)
-
-
-@pytest.fixture
-def benchmark():
-    timer = Timer()
-    yield timer
-    assert timer.extra_info == {}
-"""
+            def __call__(self, function, *args):
+                return function(*args)
 
 
-def test_under_another_timer_nothing_is_measured(monkeypatch, tmp_path):
-    (tmp_path / "other_timer.py").write_text(PLUGIN)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    probe("-p", "no:benchmark", "-p", "other_timer")
+        @pytest.fixture
+        def benchmark():
+            timer = Timer()
+            yield timer
+            assert timer.extra_info == {}
+        """
+    )
+    pytester.syspathinsert()
+    probe("-p", "no:benchmark", "-p", "other_timer").assert_outcomes(passed=1)
 
 
 def test_probes_that_need_no_model_load_none():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -215,6 +216,13 @@ def test_the_time_of_a_commit_is_that_of_the_commit(tmp_path):
     assert found.revision["time"] == time
 
 
+def test_a_commit_that_is_none_reaches_no_command(tmp_path):
+    written = tmp_path / "written"
+    found = read_measurements(save(tmp_path / "runs", make_run(commit=f"--output={written}")))
+    assert "time" not in found.revision
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 def test_cells_come_in_one_order_however_they_are_stored(tmp_path):
     runs = [
         make_run(method, config_hash=f"h{i}") for i, method in enumerate(["zero_shot", "flora", "bitfit"])
@@ -291,6 +299,12 @@ def test_what_is_not_finite_is_missing(tmp_path, data, median, seconds):
     assert found.extra == {"x": None, "y": None}
 
 
+def test_benchmarks_of_no_checkout_are_of_no_revision(tmp_path):
+    unversioned = {"id": "unversioned", "time": None, "dirty": False, "error": "no git"}
+    content = {**pytest_benchmarks(benchmark_entry()), "commit_info": unversioned}
+    assert read_measurements(write(tmp_path / "b.json", content)).revision == {}
+
+
 def test_what_pytest_benchmark_writes_is_read(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "def test_sum(benchmark):\n"
@@ -302,6 +316,8 @@ def test_what_pytest_benchmark_writes_is_read(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pytest", *plain, "test_it.py", "--benchmark-json=out.json"],
         cwd=tmp_path,
+        # by which it would take itself for a worker that shares the machine, and time nothing
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")},
         check=True,
         capture_output=True,
     )
@@ -356,6 +372,12 @@ def test_many_rounds_are_kept_as_quantiles_of_the_same_median_and_range(tmp_path
     assert (min(kept.seconds), max(kept.seconds)) == (min(seconds), max(seconds))
     entry = json.loads(path.read_text())["benchmarks"][0]
     assert entry["stats"]["median"] == np.median(kept.seconds)
+
+
+def test_numbers_that_are_larger_than_any_float_are_missing(tmp_path):
+    cells = [{"config": {}, "metrics": {"payload_bytes": 10**400, "bytes_up": 10**30}}]
+    (found,) = read_measurements(write(tmp_path / "x.json", measurements_file(cells=cells))).cells
+    assert found.metrics == {"payload_bytes": None, "bytes_up": 10**30}
 
 
 def test_numbers_that_are_not_finite_are_written_as_missing(tmp_path):
@@ -436,6 +458,17 @@ def refusal(path):
         (measurements_file(schema=2), "has schema 2, this suite reads up to 1; update flora-bench"),
         (measurements_file(schema="1"), "schema: Input should be a valid integer"),
         ({"format": measurements.FORMAT}, "schema: Field required"),
+        (measurements_file(revision={"commit": 5}), "revision.commit: Input should be a valid string"),
+        (measurements_file(revision={"commit": ["a"]}), "revision.commit: Input should be a valid string"),
+        (measurements_file(machine={"packages": "many"}), "machine.packages"),
+        (
+            measurements_file(cells=[{"config": {"seed": [1]}, "metrics": {}}]),
+            "cells.0: config: Value error, seed must be a whole number",
+        ),
+        (
+            {**pytest_benchmarks(benchmark_entry()), "commit_info": {"id": 5}},
+            "commit: Input should be a valid string",
+        ),
         (measurements_file(cells=[{"config": {}}]), "cells.0: metrics: Field required"),
         (measurements_file(cells=["x"]), "cells.0: Input should be a valid dictionary"),
         (
@@ -486,6 +519,19 @@ def test_a_run_of_a_schema_to_come_is_named(tmp_path):
         BadInput, match=rf"h0/run\.json: has schema {store.SCHEMA + 1}, this suite reads up to"
     ):
         read_measurements(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"data": [1]}, "is no whole result"),
+        ({"environment": {"git_commit": 5}}, "commit: Input should be a valid string"),
+        ({"environment": {"packages": [1]}}, "packages: Input should be a valid dictionary"),
+    ],
+)
+def test_a_run_that_is_damaged_within_is_named(tmp_path, fields, said):
+    with pytest.raises(BadInput, match=rf"h0/run\.json: {said}"):
+        read_measurements(save(tmp_path, make_run(**fields)))
 
 
 def test_a_run_whose_metrics_are_no_numbers_is_named(tmp_path):

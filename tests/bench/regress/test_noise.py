@@ -24,6 +24,11 @@ def test_what_is_recorded_is_known_of_that_machine_alone_and_replaced_by_probe(t
         ("", "holds no noise of a machine"),
         ("[]", "holds no noise of a machine"),
         ('{"machines": {"one": {"a": {"deviation": "high", "degrees": 3}}}}', "holds no noise of a machine"),
+        (
+            '{"machines": {"one": {"a": {"deviation": Infinity, "degrees": 3}}}}',
+            "holds no noise of a machine",
+        ),
+        ('{"machines": {"one": {"a": {"deviation": -1.0, "degrees": 3}}}}', "holds no noise of a machine"),
         ('{"schema_version": 9, "machines": {}}', "has schema 9, not 1"),
     ],
 )

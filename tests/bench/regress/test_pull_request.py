@@ -211,7 +211,31 @@ def test_the_comment_names_a_changed_baseline(repository, monkeypatch):
         assert "also changes" not in judged(event, Gate(same, "results"), run)[1]
     commit(folder, gate="2")
     text = judged(event, Gate("gate", "results", budgets="code"), run)[1]
-    assert "also changes what it is held against: `gate`, `code`" in text
+    assert "also changes what it is held against: `gate`, `code`.**" in text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("[project]\nversion = '1'", "[project]\nversion = '2'", False),
+        ("", "[tool.flora-bench.gate.metrics]\npayload_bytes.absolute = 8", True),
+        ("[tool.flora-bench.gate.metrics]\npayload_bytes.absolute = 8", "[tool.other]", True),
+        ("[tool]\nflora-bench = 3", "[tool]\nflora-bench = 4", True),
+    ],
+)
+def test_the_comment_names_changed_budgets_in_the_project_file(tmp_path, monkeypatch, before, after, told):
+    git(tmp_path, "init", "--quiet")
+    base = commit(tmp_path, **{"pyproject.toml": before})
+    head = commit(tmp_path, **{"pyproject.toml": after})
+    monkeypatch.chdir(tmp_path)
+
+    def run(command):
+        return run_command(command) if command[0] == "git" else SAME
+
+    for budgets, expected in ((None, told), ("gate.toml", False)):
+        gate = Gate("gate.json", "results", budgets=budgets)
+        text = judged(Event.model_validate(event_of(base, head)), gate, run)[1]
+        assert ("the budgets in `pyproject.toml`" in text) == expected
 
 
 def test_commands_get_what_was_given(tmp_path):
@@ -288,6 +312,7 @@ def test_where_times_do_not_decide_all_else_does(part, judgements, state):
     assert found is state
     assert "Times are reported; they decide nothing." in text
     assert WORSE.out.strip() in text
+    assert ("(reported only)" in text) == (state is State.PASSED)
 
 
 def test_times_are_told_apart_in_the_json_that_compare_prints():
@@ -313,11 +338,11 @@ def test_where_times_do_not_decide_unclear_failures_do():
         assert judged(EVENT, REPORTED, run)[0] is State.WORSE
 
 
-def test_where_times_do_not_decide_a_cell_that_is_gone_does_and_a_probe_does_not():
-    for part, state in (("compare", State.WORSE), ("ab", State.PASSED)):
-        run = Judging(("noisy", "worse"), **{part: WORSE})
-        run.found["only_base"] = ["digits, flora"]
-        assert judged(EVENT, REPORTED, run)[0] is state
+@pytest.mark.parametrize("part", ["compare", "ab"])
+def test_where_times_do_not_decide_a_cell_that_is_gone_or_a_probe_that_fails_on_the_head_does(part):
+    run = Judging(("noisy", "worse"), **{part: WORSE})
+    run.found["only_base"] = ["digits, flora"]
+    assert judged(EVENT, REPORTED, run)[0] is State.WORSE
 
 
 def test_times_that_could_not_be_measured_stop_nothing_where_they_do_not_decide():
@@ -332,7 +357,7 @@ def test_the_figures_that_ab_left_are_those_that_are_told_apart(tmp_path):
     run = Judging(("noisy", "worse"), ab=WORSE)
     judged(EVENT, Gate(probes="p", times_decide=False, out=tmp_path, budgets="b.toml"), run)
     files = f"{tmp_path / 'base.json'} {tmp_path / 'head.json'}"
-    assert run.asked("compare") == f"flora-bench compare {files} --gate b.toml --json"
+    assert run.asked("compare") == f"flora-bench compare {files} --complete --gate b.toml --json"
 
 
 def test_a_crash_is_not_taken_for_a_change():

@@ -14,6 +14,7 @@ from bench.cli.verdicts import (
     values_text,
     verdict_line,
 )
+from bench.regress.calibrated import CALIBRATED
 from bench.regress.judgement import Comparison, Judgement, Verdict
 from bench.regress.metrics import METRICS, Better, Kind, Metric, metric_of
 
@@ -87,6 +88,9 @@ def terminal(shown, monkeypatch):
         ("seconds", 0.00813, 0.0138, "8.13 ms -> 13.8 ms (+70 %)"),
         ("seconds", 90.0, 99.0, "0:01:30 -> 0:01:39 (+10 %)"),
         ("learning", 0.5, 0.50000001, "0.5 -> 0.50000001"),
+        ("learning", 1.68818600177765, 1.85700460195541, "1.69 -> 1.86"),
+        ("flops.evaluate", 100_000_000, 0, "100 MFLOP -> 0 FLOP (-100 MFLOP, -100 %)"),
+        ("flops.evaluate", 622_050_304, 622_050_314, "622,050,304 FLOP -> 622,050,314 FLOP (+10 FLOP)"),
         ("learning", None, None, ""),
     ],
 )
@@ -96,6 +100,14 @@ def test_values_are_as_exact_as_it_takes_to_tell_them_apart(metric, base, new, t
 
 def test_an_interval_stands_beside_the_change():
     assert values_text(WHOLE.judgements[3]) == "1.00 s -> 900 ms (-10 %, -12 % to -8 %)"
+
+
+@pytest.mark.parametrize(
+    ("new", "seconds"), [(0.0082, "8.13 ms -> 8.20 ms"), (0.00813, "8.13 ms -> 8.13 ms")]
+)
+def test_calibrated_times_say_that_the_change_is_none_of_the_seconds(new, seconds):
+    found = judgement("seconds", 0.00813, new, Verdict.UNSURE, change=0.3, note=f"{CALIBRATED}, and so on")
+    assert values_text(found) == f"{seconds} (in units of the kernel set +30 %)"
 
 
 def test_a_figure_of_ones_own_has_its_unit():
@@ -120,7 +132,7 @@ def test_judgements_that_say_the_same_share_a_row():
 @pytest.mark.parametrize(
     ("found", "line"),
     [
-        (WHOLE, "worse: 3 metrics of 2 cells (of 5 compared); 1 better"),
+        (WHOLE, "worse: 3 metrics of 2 cells (of 5 compared); 1 better; 1 only in BASE"),
         (comparison(judgement()), "worse: 1 metric of 1 cell (of 1 compared)"),
         (
             comparison(judgement(), judgement(subject=PROBE)),
@@ -139,8 +151,8 @@ def test_one_line_says_what_became_of_it(found, line):
     assert verdict_line(found) == line
 
 
-def test_the_line_says_what_new_lacks_where_all_is_asked_for():
-    assert verdict_line(WHOLE, complete=True).endswith("; NEW lacks 1 of what BASE has")
+def test_the_line_says_that_what_new_lacks_fails_where_all_is_asked_for():
+    assert verdict_line(WHOLE, complete=True).endswith("; 1 only in BASE, which fails")
 
 
 # --- terminal and pipe ---------------------------------------------------------------------------------
@@ -157,7 +169,7 @@ def test_a_pipe_gets_a_line_a_row_the_worst_first_and_the_verdict_last(shown):
         "not judged: 1 (plain times are not compared)",
         "only in BASE: 1: digits, linear_probe, iid, seed 0",
         "note: threads differ",
-        "worse: 3 metrics of 2 cells (of 5 compared); 1 better",
+        "worse: 3 metrics of 2 cells (of 5 compared); 1 better; 1 only in BASE",
     ]
 
 
@@ -197,13 +209,27 @@ def test_markup_of_a_console_is_printed_as_it_is(shown):
     assert "a.py::b[bold]  [red]" in lines[1]
 
 
+def test_what_names_hold_does_nothing_to_a_terminal_and_breaks_no_line(terminal, shown):
+    evil = "a\x1b[31m\nb\x07"
+    found = comparison(
+        judgement(subject=evil, note=evil),
+        judgement("split_fingerprint", evil, "x", Verdict.CHANGED),
+        judgement(verdict=Verdict.UNJUDGED, note=evil),
+        only_base=[evil],
+        caveats=[evil],
+    )
+    for lines in (terminal(found), shown(found)):
+        assert not {"\x1b", "\x07"} & set("".join(lines))
+    assert len(shown(found)) == 7
+
+
 # --- Markdown and JSON ---------------------------------------------------------------------------------
 
 
 def test_a_comment_begins_with_the_verdict_and_folds_what_did_not_change():
     text = to_markdown(WHOLE)
     shown, folded = text.split("<details>")
-    assert shown.startswith("❌ **worse: 3 metrics of 2 cells (of 5 compared); 1 better**\n\n| |")
+    assert shown.startswith("❌ **worse: 3 metrics of 2 cells (of 5 compared); 1 better; 1 only in BASE**")
     assert "| **worse** | Payload; Payload, up | 98,304 B → 98,305 B (+1 B, +0.001 %) |" in shown
     assert "only in BASE: 1: digits, linear\\_probe, iid, seed 0" in shown
     assert "Training time" in folded

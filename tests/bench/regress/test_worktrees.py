@@ -58,6 +58,72 @@ def test_both_sides_get_the_probes_of_one(project):
             ]
 
 
+@pytest.mark.parametrize("place", ["work/tests/perf", "work/timed"])
+def test_what_lies_around_the_probes_stays_that_of_each_revision(project, place):
+    for name in (place, "work/tests"):
+        (project / name).mkdir(parents=True, exist_ok=True)
+    (project / "work/tests/made.py").write_text("OLD = 1\n")
+    (project / place / "test_it.py").write_text("OLD = 1\n")
+    old = commit(project)
+    write(project, factor=5)
+    (project / "work/tests/made.py").write_text("NEW = 1\n")
+    (project / place / "test_it.py").write_text("NEW = 1\n")
+    commit(project)
+    repository = Repository(project)
+    revisions = [repository.revision(old, "--base"), repository.revision("HEAD", "--head")]
+    with repository.checked_out(revisions) as (base, head):
+        repository.copy_probes(Path(place), revisions[1], [base, head])
+        assert "range(1 * n)" in (base / "work/__init__.py").read_text()
+        assert (base / place / "test_it.py").read_text() == "NEW = 1\n"
+        # what tests share is one for both
+        assert ("NEW" in (base / "work/tests/made.py").read_text()) is ("tests" in place)
+
+
+def test_probes_are_never_written_beyond_a_link(project, tmp_path):
+    (tmp_path / "kept" / "tests").mkdir(parents=True)
+    (tmp_path / "kept" / "tests" / "mine").write_text("")
+    (project / "part").symlink_to(tmp_path / "kept")
+    old = commit(project)
+    (project / "part").unlink()
+    (project / "part" / "tests").mkdir(parents=True)
+    (project / "part" / "tests" / "test_it.py").write_text("")
+    commit(project)
+    repository = Repository(project)
+    revisions = [repository.revision(old, "--base"), repository.revision("HEAD", "--head")]
+    with repository.checked_out(revisions) as trees:
+        repository.copy_probes(Path("part/tests"), revisions[1], trees)
+        assert (trees[0] / "part" / "tests" / "test_it.py").is_file()
+    assert [path.name for path in (tmp_path / "kept" / "tests").iterdir()] == ["mine"]
+
+
+def test_files_that_git_knows_are_told_from_others(project, tmp_path):
+    (project / "new.py").write_text("")
+    (tmp_path / "out.py").write_text("")
+    known = project / "work" / "__init__.py"
+    repository = Repository(project)
+    assert repository.tracked([known, project / "new.py", tmp_path / "out.py"]) == {known}
+
+
+@pytest.mark.parametrize("how", ["merge", "intent"])
+def test_files_that_git_cannot_take_as_they_are_are_named(project, how):
+    if how == "merge":
+        git(project, "checkout", "-q", "-b", "other")
+        write(project, factor=2)
+        commit(project)
+        git(project, "checkout", "-q", "main")
+        write(project, factor=3)
+        commit(project)
+        with pytest.raises(subprocess.CalledProcessError):
+            git(project, "merge", "other")
+    else:
+        (project / "new.py").write_text("")
+        git(project, "add", "--intent-to-add", "new.py")
+    with pytest.raises(
+        BadInput, match=r"^--head: git cannot take the files as they are \(git stash: .*\); a merge"
+    ):
+        Repository(project).working_tree()
+
+
 def test_worktrees_go_even_if_what_is_done_in_them_fails(project):
     repository = Repository(project)
     head = repository.revision("HEAD", "--head")
