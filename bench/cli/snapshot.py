@@ -20,20 +20,19 @@ def snapshot(
         ),
     ],
     out: Annotated[Path, typer.Option(help="File to write; one that is there is replaced.")],
-    no_kernels: Annotated[
+    exact: Annotated[
         bool,
         typer.Option(
-            "--no-kernels",
-            help="Leave out the kernel times, without which no time of a run decides anything.",
+            "--exact", help="Leave out times and resident memory, which another machine gives otherwise."
         ),
     ] = False,
 ) -> None:
     """Put what was measured of one revision into one file, to compare later ones with."""
-    from bench.regress.measurements import join, read_measurements, without_kernels, write_measurements
+    from bench.regress.measurements import join, read_measurements, without_the_machine, write_measurements
 
     joined = join([read_measurements(source) for source in sources], str(out))
-    if no_kernels:
-        joined = without_kernels(joined)
+    if exact:
+        joined = without_the_machine(joined)
     write_measurements(joined, out)
     typer.echo(f"{out}: {_contents(joined)}; {out.stat().st_size:,} bytes")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from bench.regress.metrics import METRICS
+from bench.regress.metrics import METRICS, Kind, metric_of
 from bench.regress.worktrees import Repository
 from bench.store import broken_invariants, load_run, nothing_in, read_runs, replacing, run_files
 from flora.errors import BadInput
@@ -153,16 +153,25 @@ def join(parts: Sequence[Measurements], name: str) -> Measurements:
     )
 
 
-def without_kernels(measurements: Measurements) -> Measurements:
-    """Leave out what times could be compared by, other than interleaved ones."""
+def without_the_machine(measurements: Measurements) -> Measurements:
+    """Leave out what another machine would give otherwise: times, kernels and resident memory."""
     return replace(
         measurements,
-        cells=[replace(cell, kernels=None) for cell in measurements.cells],
+        cells=[
+            replace(cell, kernels=None, metrics={x: y for x, y in cell.metrics.items() if not _of_machine(x)})
+            for cell in measurements.cells
+        ],
         benchmarks=[
-            replace(benchmark, extra={name: x for name, x in benchmark.extra.items() if name != "kernels"})
+            Benchmark(benchmark.name, [], {x: y for x, y in benchmark.extra.items() if not _of_machine(x)})
             for benchmark in measurements.benchmarks
         ],
     )
+
+
+def _of_machine(name: str) -> bool:
+    metric = metric_of(name)
+    by_kind = metric is not None and metric.kind in (Kind.NOISY, Kind.TIGHT)
+    return by_kind or name in ("resident_at_start_bytes", "kernels", "interleaved")
 
 
 def identity(config: Mapping[str, Any]) -> str:

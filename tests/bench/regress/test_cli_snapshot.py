@@ -43,16 +43,21 @@ def test_a_snapshot_may_be_a_source(run_cli, sources, tmp_path):
     assert "2 cells and 1 benchmark" in printed
 
 
-def test_a_snapshot_without_kernels_keeps_all_else(run_cli, tmp_path):
+def test_an_exact_snapshot_leaves_out_what_another_machine_gives_otherwise(run_cli, tmp_path):
     extra = {"kernels": KERNELS, "payload_bytes": 1200}
     runs = save(tmp_path / "runs", make_run(kernels=KERNELS))
     benchmarks = write(tmp_path / "b.json", pytest_benchmarks(benchmark_entry(extra_info=extra)))
     kept, left_out = tmp_path / "kept.json", tmp_path / "left_out.json"
     run_cli("snapshot", str(runs), str(benchmarks), "--out", str(kept))
-    run_cli("snapshot", str(runs), str(benchmarks), "--out", str(left_out), "--no-kernels")
+    run_cli("snapshot", str(runs), str(benchmarks), "--out", str(left_out), "--exact")
     whole, found = read_measurements(kept), read_measurements(left_out)
     assert whole.cells[0].kernels == KERNELS
-    assert found.cells == [replace(whole.cells[0], kernels=None)]
+    own = {"train_seconds", "round_seconds", "total_seconds", "peak_memory_bytes", "peak_gpu_memory_bytes"}
+    own.add("resident_at_start_bytes")
+    exact = {name: value for name, value in whole.cells[0].metrics.items() if name not in own}
+    assert own < whole.cells[0].metrics.keys()
+    assert found.cells == [replace(whole.cells[0], kernels=None, metrics=exact)]
+    assert [benchmark.seconds for benchmark in found.benchmarks] == [[]]
     assert [benchmark.extra for benchmark in found.benchmarks] == [{"payload_bytes": 1200}]
 
 

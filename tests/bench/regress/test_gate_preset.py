@@ -47,7 +47,7 @@ def test_nothing_of_it_depends_on_the_machine(cells):
 def test_the_reference_holds_the_cells_of_the_preset(cells):
     kept = {json.dumps(cell.config, sort_keys=True) for cell in read_measurements(REFERENCE).cells}
     named = {json.dumps(cell.model_dump(mode="json"), sort_keys=True) for cell in cells}
-    hint = "run the preset again: flora-bench snapshot DIR --no-kernels --out results/reference/gate.json"
+    hint = "run the preset again: flora-bench snapshot DIR --exact --out results/reference/gate.json"
     assert kept == named, hint
 
 
