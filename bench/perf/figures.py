@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from bench.perf.experiment import Record
+from bench.perf.trials_figure import draw_trials
 from bench.report.figures import save
 from bench.report.names import METHODS
 from bench.report.styles import SANS, SETUP_COLOUR, STYLES
@@ -224,5 +225,10 @@ _FIGURES: dict[str, tuple[set[str], Callable[[Records], Figure], str]] = {
         {"roofline"},
         _roofline,
         "Operations of a training step a sample, and the step's time against its floor.",
+    ),
+    "trials": (
+        {"same_idle", "slowdowns_idle", "same_busy", "slowdowns_busy"},
+        draw_trials,
+        "Planted slowdowns as `ab` measured them, with 99 % intervals; lines: planted, dotted: what counts.",
     ),
 }

@@ -8,9 +8,10 @@ import numpy as np
 import psutil
 import pytest
 
-from bench.perf import slowdowns
+from bench.perf import slowdowns, trials_figure
 from bench.perf.catalogue import EXPERIMENTS
 from bench.perf.experiment import Setting, Skipped
+from bench.perf.trials_figure import PLANTED, draw_trials
 from bench.regress.ab import Session
 from bench.regress.worktrees import Repository
 from tests.bench.regress.project import make_project
@@ -140,3 +141,21 @@ def test_their_targets_are_of_figures_that_there_are(suite, measured, name):
     record = EXPERIMENTS[name].run(QUICK)
     assert all(check.holds is None for check in record.checks)
     assert not record.skipped
+
+
+def test_each_trial_is_drawn_where_it_was_measured_by_what_was_said_of_it(suite, measured):
+    names = ("same_idle", "slowdowns_idle", "same_busy", "slowdowns_busy")
+    records = {name: EXPERIMENTS[name].run(Setting()) for name in names}
+    figure = draw_trials(records)
+    found = records["slowdowns_busy"].figures
+    drawn = {
+        (round(x), round(y, 6), line.get_color())
+        for line in figure.axes[1].lines
+        if line.get_marker() not in ("None", "")
+        for x, y in zip(*line.get_data(), strict=True)
+    }
+    for place, name in enumerate(PLANTED):
+        of_name = found if name != "same" else records["same_busy"].figures
+        for ratio, verdict in zip(of_name[f"{name}_ratios"], of_name[f"{name}_verdicts"], strict=True):
+            assert (place, round(100 * (ratio - 1), 6), trials_figure._LOOKS[verdict][0]) in drawn
+    assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["0 %", "5 %", "10 %", "20 %"]
