@@ -32,8 +32,8 @@ PROBES = "tests/perf"
 BASE, HEAD = "base", "head"
 
 # Of a round, by probe: less says too little, more is better spent on another pair of processes.
-_LEAST_SECONDS, _MOST_SECONDS = 0.1, 0.4
-_WANTED_ROUNDS = 15
+_LEAST_SECONDS, _MOST_SECONDS = 0.1, 0.25
+_WANTED_ROUNDS = 20
 _DECIDED = (Verdict.WORSE, Verdict.BETTER, Verdict.SAME)
 
 Tell = Callable[[str], None]

@@ -21,7 +21,7 @@ import psutil
 PROBER = Path(__file__).with_name("prober.py")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
-BURST_SECONDS = 0.02
+BURST_SECONDS = 0.01
 """How long a burst of calls is made to take: long beside a clock's grain, short beside drift."""
 
 _LOAD_SECONDS = 0.1
