@@ -12,7 +12,7 @@ import typer
 from bench.caching import parse_seconds
 from bench.cli.compare import EXIT_NOTHING_JUDGED, EXIT_WORSE, AsJson, AsMarkdown, Everything, GateFile
 from bench.cli.run import EXIT_INTERRUPTED
-from bench.regress.judgement import Verdict
+from bench.regress.judgement import Comparison, Verdict
 from flora.errors import BadInput
 
 if TYPE_CHECKING:
@@ -169,7 +169,10 @@ def _judge(session: Session, budgets: Gate, out: Path | None, look: Look) -> int
     if out is not None:
         for name, side in zip(("base", "head"), measured, strict=True):
             write_measurements(side, out / f"{name}.json")
-    comparison = session.told(compare_measurements(*measured, budgets, date.today()))
+    if session.times:
+        comparison = session.told(compare_measurements(*measured, budgets, date.today()))
+    else:
+        comparison = session.told(Comparison(session.base.name, session.head.name, []))
     show(comparison, **look._asdict())
     if comparison.fails:
         return EXIT_WORSE

@@ -136,7 +136,7 @@ class Session:
                 benchmarks=[
                     *(self._benchmark(probe, side, place) for probe in self.times),
                     # a probe that fails on the head alone is what the base has and the head lacks
-                    *(Benchmark(probe, []) for probe in self.failed if self._lost(probe) and side == BASE),
+                    *(Benchmark(probe, []) for probe in self.failed if self.lost(probe) and side == BASE),
                 ],
                 revision={"commit": revision.commit, "dirty": revision.dirty, "time": revision.time},
                 machine=machine,
@@ -167,11 +167,12 @@ class Session:
 
     def _unmeasured(self, probe: str) -> Judgement:
         sides = self.failed[probe]
-        verdict = Verdict.LOST if self._lost(probe) else Verdict.UNJUDGED
+        verdict = Verdict.LOST if self.lost(probe) else Verdict.UNJUDGED
         note = "; ".join(f"fails on the {side}: {why}" for side, why in sides.items())
         return Judgement(probe, SECONDS, None, None, verdict, note=note)
 
-    def _lost(self, probe: str) -> bool:
+    def lost(self, probe: str) -> bool:
+        """Say whether a probe that could not be measured fails on the head alone."""
         return BASE not in self.failed[probe]
 
     def _benchmark(self, probe: str, side: str, place: int) -> Benchmark:
@@ -225,6 +226,8 @@ def measure(
         _check_any(session, setting)
         left = [probe for probe in session.probes if probe not in session.failed]
         start_seconds -= first.timed_seconds
+        if not left:  # each probe fails, some on the head alone: that is a verdict, too
+            yield session
         for number in count(1):
             session.seconds = time.monotonic() - began
             seconds = _probe_seconds(setting, session, len(left), start_seconds)
@@ -358,7 +361,7 @@ def _check_any(session: Session, setting: Setting) -> None:
         raise BadInput(
             f"--probes: the revisions have no probe in common in {setting.probes!r}{chosen}{broken}"
         )
-    if len(session.failed) == len(session.probes):
+    if len(session.failed) == len(session.probes) and not any(map(session.lost, session.failed)):
         probe = session.probes[0]
         side, why = next(iter(session.failed[probe].items()))
         raise BadInput(f"--probes: none could be measured; {probe} fails on the {side}: {why}")

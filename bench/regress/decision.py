@@ -95,7 +95,7 @@ class Decision:
     def note(self) -> str:
         """Say in a line what it rests on."""
         if self.verdict is Verdict.UNJUDGED:
-            return f"{self.rounds} rounds; {MIN_ROUNDS} are needed"
+            return f"{self.rounds} round{'s' * (self.rounds != 1)}; {MIN_ROUNDS} are needed"
         return (
             f"{100 * INTERVAL:.0f} % interval, {self.rounds} rounds; counts from {_percent(self.threshold)}; "
             f"could have seen {_percent(self.seen)}"

@@ -166,25 +166,28 @@ class Gate(_Part):
 
     @classmethod
     def find(cls, path: Path | None = None) -> Gate:
-        """Read the budgets of a file, or of this folder's pyproject.toml.
+        """Read the budgets of a file, or of the nearest pyproject.toml of the repository that has any.
 
         Args:
             path: a TOML file with them below [tool.flora-bench.gate], below [gate], or at its top; None for
-                [tool.flora-bench.gate] in `PYPROJECT`, where there may be none.
+                [tool.flora-bench.gate] in `PYPROJECT`, here or in a folder above, up to the repository's
+                root; there may be none.
 
         Raises:
             BadInput: the file cannot be read, or something in it is none of a budget.
         """
-        if path is None and not PYPROJECT.exists():
-            return cls()
-        file = path or PYPROJECT
-        content = _content_of(file)
-        budgets: Any = content
-        for section in ("tool", "flora-bench", "gate"):
-            budgets = budgets.get(section) if isinstance(budgets, dict) else None
-        if budgets is None:
-            budgets = {} if path is None else content.get("gate", content)
-        return cls.read(budgets, str(file))
+        if path is not None:
+            content = _content_of(path)
+            budgets = _of_project(content)
+            return cls.read(content.get("gate", content) if budgets is None else budgets, str(path))
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            file = folder / PYPROJECT
+            if file.exists() and (budgets := _of_project(_content_of(file))) is not None:
+                return cls.read(budgets, str(PYPROJECT if folder == here else file))
+            if (folder / ".git").exists():
+                break
+        return cls()
 
     @classmethod
     def read(cls, content: Any, place: str) -> Gate:
@@ -355,6 +358,14 @@ def _worsening(judgement: Judgement) -> float | None:
 
 
 # --- reading -------------------------------------------------------------------------------------------
+
+
+def _of_project(content: dict[str, Any]) -> Any:
+    """Give what is below [tool.flora-bench.gate]; None if there is nothing."""
+    budgets: Any = content
+    for section in ("tool", "flora-bench", "gate"):
+        budgets = budgets.get(section) if isinstance(budgets, dict) else None
+    return budgets
 
 
 def _content_of(file: Path) -> dict[str, Any]:

@@ -190,6 +190,8 @@ def write_measurements(measurements: Measurements, path: Path) -> None:
     Raises:
         BadInput: it cannot be written.
     """
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder; name the file to write")
     content = {
         "format": FORMAT,
         "schema": SCHEMA,

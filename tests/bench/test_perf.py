@@ -170,11 +170,19 @@ DIFFERENCES = (
 )
 
 
-# asks for a GPU; for minutes; for trials of 45 s (see tests/bench/regress/test_slowdowns.py)
+# asks for a GPU; for minutes; those of the gate have tests of their own (tests/bench/regress)
 APART = ("gpu", "roofline", "slowdowns_idle", "slowdowns_busy", "same_idle", "same_busy")
+SLOW = ("planted_accuracy",)
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in APART])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in EXPERIMENTS
+        if name not in APART
+    ],
+)
 def test_every_experiment_runs_and_gives_what_its_targets_ask_for(here, name):
     experiment = EXPERIMENTS[name]
     record = experiment.run(QUICK)

@@ -94,7 +94,7 @@ def test_with_too_little_time_nothing_is_judged_and_that_is_no_pass(project, ab)
     commit(project)
     code, out, err = ab("--base", "HEAD~1", "-k", "test_work")
     assert code == 2
-    assert "rounds; 6 are needed" in out
+    assert "6 are needed" in out
     assert "of the 6 that are needed; give more --limit, or choose probes by -k" in err
     assert "none worse (of 1 metric compared)" in out  # the payload that the probe leaves
     assert err.splitlines()[-1] == "flora-bench: no time could be judged, so that this is no pass"
@@ -200,11 +200,9 @@ def test_outside_of_a_repository_it_says_so(tmp_path, ab, monkeypatch):
 def test_a_revision_that_cannot_be_imported_names_why(project, ab):
     (project / "work" / "__init__.py").write_text("raise RuntimeError('no such thing')\n")
     commit(project)
-    code, _, err = ab("--base", "HEAD~1")
-    assert code == 2
-    assert f"{OTHER} fails on the head: not collected: RuntimeError: no such thing" in err or (
-        f"{ONE} fails on the head: not collected: RuntimeError: no such thing" in err
-    )
+    code, out, _ = ab("--base", "HEAD~1")
+    assert code == 1
+    assert "fails on the head: not collected: RuntimeError: no such thing" in out
 
 
 def test_a_file_of_probes_that_the_head_cannot_import_fails_the_gate(project, ab):
@@ -259,7 +257,7 @@ def test_an_interrupt_says_what_there_is_and_leaves_nothing_behind(project, ab, 
     code, out, err = ab("--base", "HEAD", limit="60s")
     assert code == 130
     assert "interrupted: below is what 1 rounds say" in err
-    assert "rounds; 6 are needed" in out
+    assert "6 are needed" in out
 
 
 def test_a_process_that_dies_ends_it_with_its_log(project, ab):

@@ -82,3 +82,9 @@ def test_what_cannot_be_read_is_one_line(run_cli, tmp_path):
     assert errors.startswith(f"flora-bench: {source}: is no JSON, or was cut short")
     assert errors.count("\n") == 1
     assert not (tmp_path / "gate.json").exists()
+
+
+def test_a_folder_is_no_file_to_write(run_cli, sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run_cli("snapshot", sources[0], "--out", ".")
+    assert (code, errors) == (2, "flora-bench: .: is a folder; name the file to write\n")

@@ -312,3 +312,16 @@ def test_what_is_wrong_is_one_line_with_file_field_and_what_is_right(tmp_path, t
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"none.toml: cannot be read \(No such file"):
         Gate.find(tmp_path / "none.toml")
+
+
+def test_budgets_of_the_repository_hold_in_its_folders_and_not_beyond(tmp_path, monkeypatch):
+    table = "[tool.flora-bench.gate.metrics.peak_memory_bytes]\nrelative = 0.3\n"
+    (tmp_path / "pyproject.toml").write_text(table)
+    inner = tmp_path / "repository" / "part"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert Gate.find().metrics["peak_memory_bytes"].relative == 0.3
+    (inner / "pyproject.toml").write_text("[tool.other]\n")
+    assert Gate.find().metrics
+    (inner.parent / ".git").mkdir()
+    assert not Gate.find().metrics

@@ -389,7 +389,7 @@ def test_numbers_that_are_not_finite_are_written_as_missing(tmp_path):
 
 
 def test_a_folder_in_the_files_place_is_one_line(tmp_path):
-    with pytest.raises(BadInput, match="cannot be written"):
+    with pytest.raises(BadInput, match="is a folder; name the file to write"):
         write_measurements(both(tmp_path), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
