@@ -43,12 +43,13 @@ def history(
 ) -> None:
     """Say at which commits measurements stepped, by how much, and draw them."""
     from bench.regress.findings import chosen, judged, worst_first
+    from bench.regress.gate import Gate
     from bench.regress.history import read_history
     from bench.report.patience import patiently
 
     for source in sources or []:
         _add(folder, source)
-    read = read_history(folder)
+    read = read_history(folder, Gate.find())
     series = chosen(read, probes or [], metrics or [])
     found = judged(read, patiently(series, "looking for steps", len(series)))
     findings = worst_first(found)
@@ -95,6 +96,7 @@ def _line(finding: Finding, with_machine: bool) -> str:
 
 def _summary(read: History, found: Sequence[Judged], findings: Sequence[Finding]) -> str:
     """Say in a line how much there is and what was found in it."""
+    from bench.regress.pairing import some
     from bench.report.text import counted
 
     of = Counter((finding.drifts, finding.verdict) for finding in findings)
@@ -103,9 +105,11 @@ def _summary(read: History, found: Sequence[Judged], findings: Sequence[Finding]
     told = [counted(steps, "step"), *([counted(drifts, "drift")] if drifts else [])]
     each = ", ".join(f"{n} {verdict}" for verdict, n in sorted(verdicts.items(), reverse=True))
     dirty = sum(revision.dirty for revision in read.revisions)
+    undeclared = sorted({one.series.metric.name for one in found if not one.series.judged})
     notes = [
         f"{', '.join(told)}{f' ({each})' if each else ''}",
         *([f"{dirty} with uncommitted changes shown, not judged"] if dirty else []),
+        *([f"shown, not judged, as no budget declares them: {some(undeclared)}"] if undeclared else []),
         *([] if read.repository else ["no repository here knows these commits: ordered by their times"]),
     ]
     what = f"{counted(len(read.revisions), 'revision')}, {len(found):,} series"
@@ -124,6 +128,7 @@ def _as_json(read: History, found: Sequence[Judged], findings: Sequence[Finding]
                 "metric": one.series.metric.name,
                 "machine": one.series.machine,
                 "calibrated": one.series.calibrated,
+                "judged": one.series.judged,
                 "noise": one.fit.noise,
                 "revisions": len(one.series.points),
                 "steps": len(one.fit.steps),

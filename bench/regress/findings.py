@@ -176,8 +176,10 @@ def _judged(history: History, series: Series) -> Judged:
 
 
 def fit_of(series: Series) -> Fit:
-    """Fit pieces as the metric's kind asks for."""
+    """Fit pieces as the metric's kind asks for; none to what is not judged."""
     metric = series.metric
+    if not series.judged:
+        return Fit()
     values = [point.value for point in series.committed]
     numbers = [value for value in values if not isinstance(value, str)]
     if metric.kind is Kind.EXACT or len(numbers) < len(values):

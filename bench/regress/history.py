@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, median
@@ -21,9 +21,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from bench.regress.measurements import CellMeasures, Measurements, finite
-from bench.regress.metrics import Kind, Metric, metric_of
-from bench.regress.pairing import seed_text, words
+from bench.regress.gate import Gate
+from bench.regress.measurements import CellMeasures, Measurements, finite, identity
+from bench.regress.metrics import Better, Kind, Metric, metric_of
+from bench.regress.pairing import paired, seed_text
 from bench.regress.worktrees import Repository
 from bench.report.text import slug
 from bench.store import replacing
@@ -42,8 +43,11 @@ Quartiles = Annotated[list[float], Field(min_length=2, max_length=2)]
 _FEWEST_FOR_QUARTILES = 4
 # What makers add to the names of processors.
 _ADORNED = re.compile(r"\((?:R|TM)\)| (?:CPU|Processor|\d+-Core)\b")
-# Named apart from what is not at its default.
-_IN_WORDS = ("task", "method", "split", "split.shots", "shots", "seed", "tuning", "data.root")
+# What a cell is; where an early result lacks one of these, it is not known, whatever the default is now.
+_CELL = ("task", "method", "split")
+# Their options depend on which they are.
+_SECTIONS = ("method", "split", "optimizer", "codec")
+_NOT_OF_THE_CELL = ("seed", "tuning")
 
 
 class _Part(BaseModel):
@@ -96,6 +100,8 @@ class Line(_Part):
         revision: what was measured.
         measured: when it was added, ISO 8601.
         machine: cpu, cores, gpu, python, packages.
+        cells: by subject, for those that are cells: the configuration, with its seeds as a list of texts. By
+            this they are known again in other lines, where they may have another name.
         values: by subject (a cell with its seeds, or a probe) and metric: the median of times, the mean of
             what differs from seed to seed.
         units: the same times in units of the kernel set measured around them.
@@ -107,9 +113,19 @@ class Line(_Part):
     revision: Revision
     measured: str
     machine: dict[str, Any] = {}
+    cells: dict[str, dict[str, Any]] = {}
     values: Values
     units: dict[str, dict[str, float]] = {}
     spread: dict[str, dict[str, Quartiles]] = {}
+
+    @field_validator("cells")
+    @classmethod
+    def _has_seeds(cls, cells: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for subject, config in cells.items():
+            seeds = config.get("seed")
+            if not isinstance(seeds, list) or not all(isinstance(seed, str) for seed in seeds):
+                raise ValueError(f"{subject}: seed: must be a list of texts")
+        return cells
 
     @property
     def kind(self) -> str:
@@ -159,6 +175,8 @@ class Series:
         points: in the order of the revisions, those with changes besides their commit among them.
         calibrated: whether times are those of a machine as fast as these were at their median, by the kernel
             set.
+        judged: whether steps are looked for: not in a benchmark's own figure that no budget declares, as it
+            is not known how exact it is.
     """
 
     subject: str
@@ -166,6 +184,7 @@ class Series:
     machine: str
     points: Sequence[Point]
     calibrated: bool = False
+    judged: bool = True
 
     @property
     def committed(self) -> list[Point]:
@@ -234,11 +253,11 @@ def line_of(measurements: Measurements, repository: Repository | None = None) ->
     values: Values = {}
     units: dict[str, dict[str, float]] = {}
     spread: dict[str, dict[str, list[float]]] = {}
-    for subject, cells in _by_subject(measurements.cells).items():
+    by_subject = _by_subject(measurements.cells)
+    for subject, (_, cells) in by_subject.items():
         values[subject], units[subject] = _of_cells(cells)
     for benchmark in measurements.benchmarks:
-        known = {name: x for name, x in benchmark.extra.items() if metric_of(name) and _is_value(x)}
-        own = values[benchmark.name] = finite(known)
+        own = values[benchmark.name] = finite({x: y for x, y in benchmark.extra.items() if _is_value(y)})
         if benchmark.seconds:
             own["seconds"] = median(benchmark.seconds)
             kernels = benchmark.extra.get("kernels")
@@ -248,6 +267,7 @@ def line_of(measurements: Measurements, repository: Repository | None = None) ->
         revision=_revision(measurements, repository),
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=dict(measurements.machine),
+        cells={subject: config for subject, (config, _) in by_subject.items() if values[subject]},
         values={subject: own for subject, own in values.items() if own},
         units={subject: own for subject, own in units.items() if own},
         spread={subject: own for subject, own in spread.items() if own["seconds"]},
@@ -275,34 +295,69 @@ def _revision(measurements: Measurements, repository: Repository | None) -> Revi
         raise BadInput(f"{place}.{name}: {str(told.get(str(name)))[:60]!r}: {first['msg']}") from error
 
 
-def _by_subject(cells: Iterable[CellMeasures]) -> dict[str, list[CellMeasures]]:
-    """Gather the seeds of each cell, and name both in words that no other revision words otherwise."""
+def _by_subject(cells: Iterable[CellMeasures]) -> dict[str, tuple[dict[str, Any], list[CellMeasures]]]:
+    """Gather the seeds of each cell; with them, its configuration as a line has it."""
     alike: dict[str, list[tuple[str, CellMeasures]]] = {}
+    wholes: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        alike.setdefault(_cell_name(cell.config), []).append((seed_text(cell.config.get("seed", 0)), cell))
-    named = {}
-    for name, seeded in alike.items():
+        whole = _whole(cell.config)
+        key = identity(whole)
+        wholes[key] = whole
+        alike.setdefault(key, []).append((seed_text(cell.config.get("seed", 0)), cell))
+    names = _names(wholes)
+    found = {}
+    for key, seeded in alike.items():
         seeded.sort(key=lambda pair: (len(pair[0]), pair[0]))
         seeds = [seed for seed, _ in seeded]
-        named[f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"] = [cell for _, cell in seeded]
-    return named
+        config = {**wholes[key], "seed": seeds}
+        found[_with_seeds(names[key], seeds)] = config, [cell for _, cell in seeded]
+    return found
 
 
-def _cell_name(config: Mapping[str, Any]) -> str:
-    """Name a cell by what it is and what is not at its default: a field that a later revision adds is."""
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what tells a cell from others: no seeds or places, and what early results lack at its default."""
+    own = {name: value for name, value in config.items() if name not in _NOT_OF_THE_CELL}
+    own |= {name: {"name": own[name]} for name in (*_SECTIONS, "model") if isinstance(own.get(name), str)}
+    usual = _usual(own)
+    whole = {**usual, **own}
+    for name, options in usual.items():
+        if isinstance(options, Mapping) and isinstance(whole[name], Mapping):
+            whole[name] = {**options, **whole[name]}
+    if isinstance(whole.get("data"), Mapping):
+        whole["data"] = {**whole["data"], "root": None}
+    return whole
+
+
+def _usual(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the defaults of a cell's fields, those of options by what they are of."""
     from bench.config import RunConfig
-    from bench.regress.gate import fields_of
 
-    own = fields_of(config)
-    sections = ("method", "split", "optimizer", "codec")
-    names: dict[str, Any] = {section: own[section] for section in sections if section in own}
-    usual = fields_of(RunConfig.read({**names, "device": "cpu"}).model_dump(mode="json"))
-    more = [
-        f"{name} {json.dumps(value) if not isinstance(value, str) else value}"
-        for name, value in sorted(own.items())
-        if name not in _IN_WORDS and not name.endswith(".name") and value != usual.get(name)
-    ]
-    return ", ".join([words(config), *more])
+    sections = {name: own[name] for name in _SECTIONS if isinstance(own.get(name), Mapping)}
+    named = {name: options["name"] for name, options in sections.items() if "name" in options}
+    try:
+        usual = RunConfig.read({**named, "device": "cpu"}).model_dump(mode="json")
+    except BadInput:  # of a method, split, optimizer or codec that is no more
+        return {}
+    left_out = {*_NOT_OF_THE_CELL, *(name for name in _CELL if name not in own)}
+    return {name: value for name, value in usual.items() if name not in left_out}
+
+
+def _names(wholes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Name cells as a comparison does: in a few words, and by what most cells of these words have otherwise.
+
+    Args:
+        wholes: configurations as of `_whole`, by their identity.
+    """
+    keys = {identity({**whole, "seed": 0}): key for key, whole in wholes.items()}
+    cells = [CellMeasures({**whole, "seed": 0}, {}) for whole in wholes.values()]
+    names = {key: key for key in wholes}  # where no comparison tells it from another
+    for cell in paired(cells, cells).cells:
+        names[keys[identity(cell.pairs[0].new.config)]] = cell.subject.removesuffix(", seed 0")
+    return names
+
+
+def _with_seeds(name: str, seeds: Sequence[str]) -> str:
+    return f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
 
 
 def _of_cells(cells: Sequence[CellMeasures]) -> tuple[dict[str, Value], dict[str, float]]:
@@ -397,13 +452,18 @@ def _line(content: str, place: str) -> Line:
         raise BadInput(f"{place}: {name}: {first['msg']}; remove the line, or measure again") from error
 
 
-def read_history(folder: Path) -> History:
+def read_history(folder: Path, gate: Gate | None = None) -> History:
     """Read the series of a folder, revisions in the order of git, or of their times where it knows none.
+
+    Args:
+        folder: of the history.
+        gate: budgets that declare benchmarks' own figures; those that it does not are not judged.
 
     Raises:
         BadInput: as of `read_lines`, or there is nothing.
     """
-    lines = read_lines(folder)
+    lines = _named_alike(read_lines(folder))
+    gate = gate or Gate()
     if not lines:
         raise BadInput(f"{folder}: holds no measurements yet; add some by --add SOURCE")
     repository = repository_of([line.revision.commit for line in lines], folder)
@@ -413,14 +473,37 @@ def read_history(folder: Path) -> History:
     for line in lines:
         number = place[line.revision.commit, line.revision.dirty]
         for subject, values in line.values.items():
-            for name in (name for name, value in values.items() if value is not None):
-                cells.setdefault((subject, name, line.kind), {}).setdefault(number, []).append(line)
-    series = [
-        _series(subject, metric, machine, by_place, revisions)
-        for (subject, name, machine), by_place in sorted(cells.items())
-        if (metric := metric_of(name)) is not None
-    ]
+            for name, value in values.items():
+                # a text that nobody declared is a remark
+                if value is not None and (not isinstance(value, str) or gate.metric(name)):
+                    cells.setdefault((subject, name, line.kind), {}).setdefault(number, []).append(line)
+    series = []
+    for (subject, name, machine), by_place in sorted(cells.items()):
+        metric = gate.metric(name)
+        shown = metric or Metric(name, name, Kind.NOISY, Better.NEITHER)
+        found = _series(subject, shown, machine, by_place, revisions)
+        series.append(replace(found, judged=metric is not None))
     return History(revisions, series, repository)
+
+
+def _named_alike(lines: Sequence[Line]) -> list[Line]:
+    """Give the cells of one configuration one name in all lines, in which they may have several."""
+    # most lines have the same cells: each is looked at once
+    texts = {id(config): identity(config) for line in lines for config in line.cells.values()}
+    parts = {text: json.loads(text) for text in texts.values()}
+    seeds = {text: config.pop("seed") for text, config in parts.items()}
+    wholes = {text: _whole(config) for text, config in parts.items()}
+    keys = {text: identity(whole) for text, whole in wholes.items()}
+    names = _names({keys[text]: whole for text, whole in wholes.items()})
+    named = {text: _with_seeds(names[keys[text]], seeds[text]) for text in texts.values()}
+
+    def renamed(line: Line) -> Line:
+        new = {subject: named[texts[id(config)]] for subject, config in line.cells.items()}
+        parts = ("cells", "values", "units", "spread")
+        own = {part: {new.get(x, x): y for x, y in getattr(line, part).items()} for part in parts}
+        return line.model_copy(update=own)
+
+    return [renamed(line) for line in lines]
 
 
 def repository_of(commits: Sequence[str], folder: Path) -> Repository | None:

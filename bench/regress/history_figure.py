@@ -46,6 +46,9 @@ _ABOVE = 0.45  # of the values' span, for what is written at steps
 _CHARACTER = 0.065  # inches that a character of what is written at steps takes at most
 _LEFT = 0.7  # inches to the left of a panel's values
 _ROWS = 2  # of what is written at steps
+_TITLE_CHARACTER = 0.09  # inches that a character of a figure's title takes, about
+_TITLE_LINE = 0.18  # inches
+_DASHES = (0, (4, 2))  # of steps; drifts are drawn through
 _LINKED = re.compile(rf"\({FIGURES}/([\w-][\w.-]*\.(?:{'|'.join(FORMATS)}))\)")
 
 
@@ -110,20 +113,22 @@ def draw(found: Sequence[Judged], look: Look = SANS) -> Figure | None:
     height = max(1.2, min(_ROW, (HIGHEST - _AROUND) / rows))
     several = len({one.series.machine for one in shown}) > 1
     revisions = _revisions(shown)
+    title = verbatim(shown[0].series.subject, int(look.page / _TITLE_CHARACTER))
+    around = _AROUND + _TITLE_LINE * title.count("\n")
     with look.drawing():
-        figure = Figure((look.page, rows * height + _AROUND), layout="constrained")
+        figure = Figure((look.page, rows * height + around), layout="constrained")
         grid = figure.subplots(rows, abreast, squeeze=False)
         for axes, one in zip(grid.flat, shown, strict=False):
             _panel(axes, one, revisions, look.page / abreast)
-            machine = f"\n{verbatim(one.series.machine, int(44 * 2 / abreast))}" if several else ""
-            axes.set_title(f"{one.series.metric.title}{machine}", fontsize="medium")
+            named = [one.series.metric.title, *([one.series.machine] if several else [])]
+            axes.set_title("\n".join(verbatim(x, int(88 / abreast)) for x in named), fontsize="medium")
         for axes in grid.flat[len(shown) :]:
             axes.remove()
         for axes in grid.flat[len(shown) - abreast : len(shown)]:
             axes.set_xlabel("Revision, in the order of commits")
         for axes in grid.flat[: len(shown) - abreast]:
             axes.tick_params(axis="x", labelbottom=False)
-        figure.suptitle(verbatim(shown[0].series.subject, 100), fontsize="large", fontweight="bold")
+        figure.suptitle(title, fontsize="large", fontweight="bold")
         figure.legend(handles=_key(shown), loc="outside lower center", ncols=5)
         set_lines(figure)
     return figure
@@ -163,7 +168,8 @@ def _panel(axes: Axes, one: Judged, revisions: Sequence[Revision], width: float)
     _name_revisions(axes, revisions, width)
     calibrated = ", calibrated" if series.calibrated else ""
     quantity = {"s": "Time", "B": "Size", "FLOP": "Operations"}.get(series.metric.unit, "")
-    quantity = "Accuracy" if series.metric.kind is Kind.STATISTICAL else quantity or "Count"
+    if not quantity:
+        quantity = {Kind.STATISTICAL: "Accuracy", Kind.EXACT: "Count"}.get(series.metric.kind, "Value")
     axes.set_ylabel(f"{quantity}{calibrated}{f' ({unit.name})' if unit.name else ''}")
 
 
@@ -253,7 +259,7 @@ def _draw_marks(axes: Axes, marks: Sequence[_Mark], unit: _Unit) -> None:
         else:
             if mark.bad > mark.good + 1:
                 axes.axvspan(mark.good, mark.bad, color=colour, alpha=0.12, linewidth=0, zorder=0.5)
-            axes.axvline(mark.x, color=colour, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1.2)
+            axes.axvline(mark.x, color=colour, linewidth=0.9, linestyle=_DASHES, zorder=1.2)
         if mark.row < 0:
             continue
         axes.annotate(
@@ -299,8 +305,12 @@ def _key(shown: Sequence[Judged]) -> list[Line2D]:
         key.append(Line2D([], [], label="with uncommitted changes", markerfacecolor="white", **dot))
     if any(_levels(one) for one in shown):
         key.append(Line2D([], [], color=LEVEL, linewidth=1.1, label="level"))
-    seen = {finding.verdict for one in shown for finding in one.findings}
-    key += [Line2D([], [], color=COLOURS[x], linewidth=1.6, label=x.value) for x in COLOURS if x in seen]
+    seen = {(finding.verdict, finding.drifts) for one in shown for finding in one.findings}
+    for verdict, colour in COLOURS.items():
+        if (verdict, False) in seen:
+            key.append(Line2D([], [], color=colour, linewidth=0.9, linestyle=_DASHES, label=verdict.value))
+        if (verdict, True) in seen:
+            key.append(Line2D([], [], color=colour, linewidth=1.6, label=f"{verdict.value}, drifts"))
     return key
 
 
@@ -334,6 +344,10 @@ def _page(history: History, found: Sequence[Judged], drawn: Mapping[str, str], s
         if subject in drawn:
             yield f"![{escape_markdown(subject)}]({FIGURES}/{drawn[subject]}.png)"
             yield f"\n[As SVG]({FIGURES}/{drawn[subject]}.svg)"
+        plain = sorted({one.series.metric.title for one in found if _is_plain(one, subject)})
+        if plain:
+            names = escape_markdown(", ".join(plain))
+            yield f"\nNot judged, as no budget declares how exact they are: {names}."
         constant = [one for one in found if one.series.subject == subject and _is_constant(one)]
         if constant:
             yield f"\nAlways the same: {', '.join(dict.fromkeys(map(_constant_text, constant)))}."
@@ -351,6 +365,10 @@ def _row(finding: Finding) -> str:
         escape_markdown(finding.series.machine),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _is_plain(one: Judged, subject: str) -> bool:
+    return one.series.subject == subject and not one.series.judged
 
 
 def _is_constant(one: Judged) -> bool:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -129,6 +130,38 @@ def test_what_is_written_at_steps_never_overlaps(tmp_path):
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     within = figure.axes[0].get_window_extent()
     assert all(within.x0 <= box.x0 and box.x1 <= within.x1 for box in boxes)
+
+
+def test_a_figure_that_no_budget_declares_is_shown_and_said_not_to_be_judged(run_cli, tmp_path):
+    for number in range(4):
+        add(tmp_path / "h", measured(number, extra={"own_$tokens": 7 + number // 2}))
+    code, out, _ = run_cli("history", str(tmp_path / "h"), "--out", str(tmp_path / "page"))
+    assert code == 0
+    assert "0 steps; shown, not judged, as no budget declares them: own_$tokens" in out
+    assert "Not judged, as no budget" in (tmp_path / "page" / "history.md").read_text("utf-8")
+    budget = """[tool.flora-bench.gate.metrics."own_$tokens"]\nkind = "exact"\n"""
+    (tmp_path / "pyproject.toml").write_text(budget)
+    _, out, _ = run_cli("history", str(tmp_path / "h"))
+    assert out.startswith("worse: +14.3 % (7 -> 8), own_$tokens of")
+    assert "not judged" not in out
+
+
+def test_a_title_is_whole_however_long_and_the_key_looks_like_the_marks(tmp_path):
+    long = f"tests/perf/{'deeper/' * 12}test_steps.py::test_step[{'-'.join(['flora', 'dirichlet'] * 6)}]"
+    for number in range(2):
+        source = measured(number, extra={"payload_bytes": 5 + number})
+        add(tmp_path, replace(source, benchmarks=[replace(source.benchmarks[0], name=long)]))
+    figure = draw(judged(history := read_history(tmp_path), history.series))
+    figure.draw_without_rendering()
+    title = figure.texts[0]
+    assert title.get_text().replace("\n", "").replace(" ", "") == long
+    box = title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert box.y1 <= figure.bbox.height
+    (legend,) = figure.legends
+    key = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    assert (key["worse"].get_linestyle(), key["level"].get_linestyle()) == ("--", "-")
 
 
 def test_a_page_links_the_figures_it_has_and_removes_former_ones(run_cli, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from bench.config import RunConfig
 from bench.regress.findings import judged, worst_first
+from bench.regress.gate import Gate
 from bench.regress.history import Revision, add, in_order, line_of, read_history, read_lines, repository_of
 from bench.regress.measurements import Benchmark, CellMeasures, Measurements
 from bench.regress.worktrees import Repository
@@ -73,7 +74,7 @@ def test_a_line_holds_medians_quartiles_and_units():
     kernels = {"seconds": {}, "unit_seconds": 0.5, "machine": {}}
     extra = {"payload_bytes": 7, "unheard_of": 3, "kernels": kernels}
     line = line_of(measured(1, seconds=[4.0, 1.0, 2.0, 3.0], extra=extra))
-    assert line.values == {PROBE: {"payload_bytes": 7, "seconds": 2.5}}
+    assert line.values == {PROBE: {"payload_bytes": 7, "unheard_of": 3, "seconds": 2.5}}
     assert line.units == {PROBE: {"seconds": 5.0}}
     assert line.spread == {PROBE: {"seconds": [1.75, 3.25]}}
 
@@ -93,11 +94,93 @@ def test_seeds_of_a_cell_become_one_value_each():
     assert "accuracy" not in others  # one of the two has none
 
 
-def test_cells_are_named_by_what_is_not_at_its_default():
-    values = line_of(
-        measured(1, seconds=(), cells=[cell(0, {"accuracy": 1.0}), cell(0, {"accuracy": 1.0}, rounds=3)])
-    ).values
-    assert list(values) == ["digits, flora, iid, seed 0", "digits, flora, iid, rounds 3, seed 0"]
+def test_cells_are_named_by_what_most_have_otherwise():
+    fields = [{}, {"codec": "int8"}, {"batch_size": 5}]
+    cells = [cell(0, {"accuracy": 1.0}, **{"rounds": 3, **own}) for own in fields]
+    assert list(line_of(measured(1, seconds=(), cells=cells)).values) == [
+        "digits, flora, iid, seed 0",
+        "digits, flora, iid, codec int8, seed 0",
+        "digits, flora, iid, batch_size 5, seed 0",
+    ]
+
+
+UNLIKE = [
+    {},
+    {"codec": "fp16"},
+    {"codec": "bf16"},
+    {"codec": "int8"},
+    {"codec": {"name": "int8", "direction": "up"}},
+    {"optimizer": "sgd"},
+    {"optimizer": "adamw"},
+    {"optimizer": {"name": "adamw", "lr": 0.5}},
+    {"compute": {"threads": 2}},
+    {"model": {"name": "tiny", "dtype": "float64"}},
+]
+
+
+def test_cells_that_differ_in_one_field_are_never_made_one(tmp_path):
+    for number in range(2):
+        cells = [
+            cell(seed, {"payload_bytes": 100 * place + seed + number * (place == 3)}, **fields)
+            for place, fields in enumerate(UNLIKE)
+            for seed in (0, 1)
+        ]
+        add(tmp_path, measured(number, seconds=(), cells=cells))
+    history = read_history(tmp_path)
+    assert len({x.subject for x in history.series}) == len(history.series) == len(UNLIKE)
+    values = sorted(x.points[0].value for x in history.series)
+    assert values == [100 * place + 0.5 for place in range(len(UNLIKE))]
+    (found,) = worst_first(judged(history, history.series))
+    assert (found.series.subject[-11:], found.before, found.after) == (" seeds 0, 1", 300.5, 301.5)
+
+
+def test_a_cell_is_known_again_whatever_is_measured_beside_it(tmp_path):
+    fp16, int8 = (cell(0, {"payload_bytes": 5}, codec=codec) for codec in ("fp16", "int8"))
+    add(tmp_path, measured(0, seconds=(), cells=[fp16]))
+    add(tmp_path, measured(1, seconds=(), cells=[fp16, int8]))
+    assert {line.revision.name: [*line.values] for line in read_lines(tmp_path)} == {
+        commit_of(0)[:7]: ["digits, flora, iid, seed 0"],
+        commit_of(1)[:7]: [
+            "digits, flora, iid, codec fp16, seed 0",
+            "digits, flora, iid, codec int8, seed 0",
+        ],
+    }
+    places = {x.subject: [point.place for point in x.points] for x in read_history(tmp_path).series}
+    assert places == {
+        "digits, flora, iid, codec fp16, seed 0": [0, 1],
+        "digits, flora, iid, codec int8, seed 0": [1],
+    }
+
+
+def test_what_an_early_result_lacks_is_at_its_default(tmp_path):
+    whole = cell(0, {"payload_bytes": 5})
+    early = {x: y for x, y in whole.config.items() if x not in ("codec", "optimizer", "engine")}
+    early["method"] = {"name": "flora"}
+    add(tmp_path, measured(0, seconds=(), cells=[CellMeasures(early, whole.metrics)]))
+    add(tmp_path, measured(1, seconds=(), cells=[whole]))
+    assert len(only(read_history(tmp_path), "payload_bytes").points) == 2
+
+
+def test_cells_of_a_method_that_is_no_more_are_kept(tmp_path):
+    config = {**cell(0, {}).config, "method": {"name": "forgotten", "depth": 3}}
+    for number in range(2):
+        add(tmp_path, measured(number, seconds=(), cells=[CellMeasures(config, {"payload_bytes": 5})]))
+    series = only(read_history(tmp_path), "payload_bytes")
+    assert (series.subject, len(series.points)) == ("digits, forgotten, iid, seed 0", 2)
+
+
+def test_a_figure_of_ones_own_is_kept_and_judged_where_a_budget_declares_it(tmp_path):
+    for number in range(4):
+        extra = {"tokens": 7 + number // 2, "note": "warm", "flag": True}
+        add(tmp_path, measured(number, extra=extra))
+    plain = read_history(tmp_path)
+    assert [x.metric.name for x in plain.series] == ["seconds", "tokens"]
+    assert [point.value for point in only(plain, "tokens").points] == [7, 7, 8, 8]
+    assert worst_first(judged(plain, plain.series)) == []
+    gate = Gate.read({"metrics": {"tokens": {"kind": "exact", "better": "higher"}}}, "here")
+    declared = read_history(tmp_path, gate)
+    (found,) = worst_first(judged(declared, declared.series))
+    assert (found.verdict, found.series.metric.name, found.bad.commit) == ("better", "tokens", commit_of(2))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +189,7 @@ def test_cells_are_named_by_what_is_not_at_its_default():
         # as early results have them: names alone, and no section that came later
         ({"task": "digits", "method": "flora", "split": "iid"}, "digits, flora, iid, seed 0"),
         ({"task": "digits"}, "digits, seed 0"),
-        ({"method": {"name": "flora"}, "rounds": 3, "seed": 1}, "flora, rounds 3, seed 1"),
+        ({"method": {"name": "flora"}, "rounds": 3, "seed": 1}, "flora, seed 1"),
     ],
 )
 def test_cells_that_lack_a_section_are_named_by_the_others(config, name):
@@ -336,6 +419,7 @@ def test_joined_renamed_and_nested_files_are_read_alike(tmp_path):
         (lambda text: text.replace('"commit": "0', '"commit": "-'), "line 1: revision.commit"),
         (lambda text: text.replace('{"seconds": 1.0}', '{"seconds": [1]}'), "line 1: values"),
         (lambda text: text.replace('"spread": {}', f'"spread": {{"{PROBE}": {{"seconds": [1]}}}}'), "spread"),
+        (lambda text: text.replace('"cells": {}', '"cells": {"a": {}}'), "line 1: cells: .*a: seed: must be"),
         (lambda text: text + text[:50], "line 2: is no JSON"),
     ],
 )
