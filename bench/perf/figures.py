@@ -67,6 +67,7 @@ def _targets(records: Records) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _logarithmic(axes, "x")
     low, high = axes.get_xlim()
+    axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, FAR])
     axes.set_xlim(low, high * (high / low) ** 0.6)  # room for the values
     axes.set_xlabel("Times better than the target")
     axes.grid(visible=False, axis="y")
