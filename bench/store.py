@@ -518,8 +518,10 @@ def stored(path: Path | str) -> dict[str, Any] | None:
     return load_run(path) if Path(path).exists() else None
 
 
-def check_writable(results_dir: Path | str) -> None:
+def check_writable(results_dir: Path | str, field: str = "results") -> None:
     """Make `results_dir` if need be, and find out before hours of work whether it takes files.
+
+    ``field`` is what errors call it.
 
     Raises:
         BadInput: if it does not.
@@ -532,7 +534,7 @@ def check_writable(results_dir: Path | str) -> None:
             file.flush()
     except OSError as error:
         raise BadInput(
-            f"results: cannot write to {str(results_dir)!r} ({error.strerror}); choose another folder"
+            f"{field}: cannot write to {str(results_dir)!r} ({error.strerror}); choose another folder"
         ) from error
 
 

@@ -74,6 +74,7 @@ def ab(
     from bench.regress.metrics import SECONDS
     from bench.regress.noise import default_file, known_noise, machine
     from bench.regress.worktrees import Repository
+    from bench.store import check_writable
 
     if (base is None) != calibrate:
         raise BadInput("--base: name the revision to compare with, or give --calibrate, which takes none")
@@ -92,7 +93,8 @@ def ab(
         smallest=lambda probe: budgets.limit(SECONDS, {PROBE: probe}).relative,
         early=not calibrate,
     )
-    _check_out(out)
+    if out is not None:
+        check_writable(out, "--out")
     repository = Repository(Path.cwd())
     newer = repository.working_tree() if head is None else repository.revision(head, "--head")
     older = newer if base is None else repository.revision(base, "--base")
@@ -115,17 +117,6 @@ class Look(NamedTuple):
     everything: bool
     as_json: bool
     as_markdown: bool
-
-
-def _check_out(out: Path | None) -> None:
-    """Find out before minutes of work whether the folder takes files."""
-    from bench.store import check_writable
-
-    if out is not None:
-        try:
-            check_writable(out)
-        except BadInput as error:
-            raise BadInput(f"--out: {str(error).removeprefix('results: ')}") from error
 
 
 def _measured(

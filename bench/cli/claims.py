@@ -37,11 +37,11 @@ def claims(
 ) -> None:
     """Run what the paper's claims are checked with, unless it has a result, and print a verdict on each."""
     from bench.claims import ACCURACY_CELLS, COST_CELLS, cells, findings, to_markdown
-    from bench.store import load_results
+    from bench.store import check_writable, load_results
 
     kept = opened(cache, no_cache)
     if out is not None:
-        _check_out(out)
+        check_writable(out, "--out")
     parts = [cells(part, device) for part in (COST_CELLS, ACCURACY_CELLS)]
     frames = [load_results(paths) for paths in _run(parts, results, kept)]
     found = findings(*frames)
@@ -56,16 +56,6 @@ def claims(
         _print(found)
     wanting = any(finding.verdict in ("holds partly", "does not hold") for finding in found)
     raise typer.Exit(EXIT_NOT_ALL_HOLD if wanting else 0)
-
-
-def _check_out(out: Path) -> None:
-    """Find out before minutes of work whether the folder takes files."""
-    from bench.store import check_writable
-
-    try:
-        check_writable(out)
-    except BadInput as error:
-        raise BadInput(f"--out: {str(error).removeprefix('results: ')}") from error
 
 
 def _run(parts: Sequence[Sequence[RunConfig]], results: Path, cache: FeatureCache | None) -> list[list[Path]]:
